@@ -1,0 +1,1 @@
+"""Client, command and local cluster of Baton."""

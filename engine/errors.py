@@ -1,0 +1,44 @@
+"""Errors of the engine.
+
+EngineError
+├── InvalidRequestError      a field of a request is out of range (bad input)
+├── ModelLoadError           a model directory or file cannot be used (bad input)
+│   └── UnsupportedArchitectureError
+├── OutOfBlocksError         too few free KV blocks; nothing was taken
+├── QueueFullError           the waiting queue is at its limit
+└── UnknownRequestError      no request with that id
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of everything that the engine raises on purpose."""
+
+
+class InvalidRequestError(EngineError):
+    """A field of a request is out of range."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class ModelLoadError(EngineError):
+    """A model directory or file cannot be used; the message names the file."""
+
+
+class UnsupportedArchitectureError(ModelLoadError):
+    """The architecture is not one of those supported; the message lists them."""
+
+
+class OutOfBlocksError(EngineError):
+    """Too few free KV blocks; nothing was taken."""
+
+
+class QueueFullError(EngineError):
+    """The waiting queue is at its limit; nothing was queued."""
+
+
+class UnknownRequestError(EngineError):
+    """No request has that id."""

@@ -1,0 +1,92 @@
+"""What the engine tells its owner, once a step, on the engine thread.
+
+A listener must return quickly: it hands the events to its own loop or queue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.errors import EngineError
+from engine.request import FinishReason
+from engine.step import SampledToken
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationGranted:
+    """Blocks were set aside for KV that another worker will send.
+
+    Attributes:
+        request_id: the request.
+        block_ids: one tuple a cache group, in order of position; the leading ones may be cached.
+        num_cached_tokens: leading tokens that need not be sent.
+    """
+
+    request_id: str
+    block_ids: tuple[tuple[int, ...], ...]
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksFilled:
+    """Blocks of a `hold_blocks` request hold their final bytes and may be read until it is cancelled.
+
+    Attributes:
+        request_id: the request.
+        group: index of the cache group.
+        first_index: index, in the request's block table, of the first of these blocks.
+        block_ids: consecutive entries of the block table from there.
+    """
+
+    request_id: str
+    group: int
+    first_index: int
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSampled:
+    """A token was drawn.
+
+    Attributes:
+        request_id: the request.
+        token: what was drawn.
+        finish_reason: set if the request ended with it.
+        num_cached_tokens: prompt tokens that the prefix cache gave.
+    """
+
+    request_id: str
+    token: SampledToken
+    finish_reason: FinishReason | None
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """The request ended with an error and holds nothing any more."""
+
+    request_id: str
+    error: EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancelled:
+    """The request was cancelled, or its held blocks were given back; it holds nothing any more."""
+
+    request_id: str
+
+
+Event = ReservationGranted | BlocksFilled | TokenSampled | RequestFailed | RequestCancelled
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvents:
+    """Everything that one step, or the commands before it, brought about.
+
+    Attributes:
+        step: number of the engine step.
+        events: in order; for one request BlocksFilled comes before TokenSampled.
+    """
+
+    step: int
+    events: tuple[Event, ...]

@@ -1,0 +1,1 @@
+"""Model architectures, described by their Hugging Face configs."""

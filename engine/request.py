@@ -1,0 +1,89 @@
+"""One request as the engine sees it.
+
+The engine thread alone changes a Request. Its tokens are the prompt followed by
+the output; `num_computed_tokens` of them have their KV in blocks. The scheduler
+always runs tokens[num_computed : num_computed + n]; when that reaches the end of
+the tokens, the row is sampled. Prefill, decode, recompute after a preemption and
+speculation are all that one rule.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from engine.sampling_params import SamplingParams
+
+
+class RequestStatus(enum.Enum):
+    """Where a request is.
+
+    WAITING -> RUNNING -> FINISHED; RUNNING -> WAITING on preemption;
+    QUEUED (wants a reservation) -> RESERVED (blocks set aside, KV on its way) -> RUNNING on commit.
+    """
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RESERVED = "reserved"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(enum.Enum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class Request:
+    """State of one request.
+
+    Attributes:
+        request_id: opaque, unique in this engine.
+        token_ids: prompt and output.
+        num_prompt_tokens: leading tokens that are the prompt (the rest count for output penalties,
+            max_tokens and min_tokens; a resumed request arrives with some output already).
+        sampling: how tokens are drawn.
+        priority: lower is more urgent.
+        cache_salt: requests with different salts never share blocks.
+        arrival: order of arrival in this engine, strictly growing.
+        hold_blocks: keep the blocks after the request finished until `release` (prefill role).
+        max_new_tokens: stop after this many sampled here; 1 in the prefill role. None: sampling decides.
+        num_computed_tokens: KV present.
+        num_cached_tokens: KV that the prefix cache gave at first admission.
+        block_ids: block table, one list a cache group.
+        num_preemptions: times that it lost its blocks.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+    arrival: int = 0
+    hold_blocks: bool = False
+    max_new_tokens: int | None = None
+    status: RequestStatus = RequestStatus.WAITING
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    block_ids: list[list[int]] = field(default_factory=list)
+    num_preemptions: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens after the prompt."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose KV is missing; 1 for a request in decode."""
+        return len(self.token_ids) - self.num_computed_tokens

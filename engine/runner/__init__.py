@@ -1,0 +1,1 @@
+"""Runs scheduled steps on a backend."""

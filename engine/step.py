@@ -1,0 +1,101 @@
+"""The contract between scheduler and runner: what one step runs, and what came out.
+
+The loop reads `output = scheduler.schedule()`, `pending = runner.launch(output)`,
+`scheduler.commit(output, pending.wait())`. A backend that runs ahead returns from
+`launch` before the device is done; the CPU has the result at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """One request's share of a step.
+
+    Attributes:
+        request: read-only for the runner.
+        start: num_computed_tokens before the step; the row runs tokens[start : start + num_tokens].
+        num_tokens: >= 1.
+        sample: the row reaches the end of its tokens, so its last logits are sampled.
+    """
+
+    request: Request
+    start: int
+    num_tokens: int
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """Copy one block inside a cache group before the step runs (copy-on-write)."""
+
+    group: int
+    src: int
+    dst: int
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """What one step runs.
+
+    Attributes:
+        step: number, growing.
+        rows: rows with one token first (decode), then chunks; no request twice.
+        copies: done before the rows run.
+        finished_request_ids: requests that ended since the last step; the runner drops its state of them.
+    """
+
+    step: int
+    rows: tuple[ScheduledRow, ...]
+    copies: tuple[BlockCopy, ...] = ()
+    finished_request_ids: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens over all rows."""
+        return sum(row.num_tokens for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural-log probabilities at one position, before temperature and truncation."""
+
+    sampled: float
+    top_ids: tuple[int, ...] = ()
+    top: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What sampling one row gave."""
+
+    token_id: int
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Sampled tokens by request id; rows with `sample` only."""
+
+    sampled: dict[str, SampledToken]
+
+
+class PendingStep(Protocol):
+    """A step under way on the device."""
+
+    def wait(self) -> StepResult:
+        """Block until the step is done and return what it sampled."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs steps; lives on the engine thread."""
+
+    def launch(self, output: SchedulerOutput) -> PendingStep:
+        """Start one step. Modifies the KV of the scheduled slots and nothing else."""
+        ...

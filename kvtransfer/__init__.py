@@ -1,0 +1,1 @@
+"""Moves blocks of bytes between workers."""

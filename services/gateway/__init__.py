@@ -1,0 +1,1 @@
+"""The gateway: all that a client sees."""
