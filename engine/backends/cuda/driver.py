@@ -1,0 +1,143 @@
+"""The one module that touches cupy: device facts, NVRTC, modules and launches."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from engine.backends.cuda.errors import (
+    CompileError,
+    CompilerMissingError,
+    CupyMissingError,
+    DeviceMissingError,
+    DriverMissingError,
+)
+from engine.backends.cuda.source import Source
+from engine.backends.cuda.target import DeviceFacts
+
+Argument = torch.Tensor | np.generic | np.ndarray | None
+Dim3 = tuple[int, int, int]
+
+
+class LoadedModule(Protocol):
+    """What cupy gives for a cubin."""
+
+    def get_function(self, name: str) -> "RawKernel":
+        """The entry point of that name."""
+
+
+class RawKernel(Protocol):
+    """What cupy gives for a kernel."""
+
+    kernel: Callable[..., None]
+    max_dynamic_shared_size_bytes: int
+
+
+class _TorchStream:
+    """Torch's current stream in the one attribute that a cupy launch reads."""
+
+    __slots__ = ("ptr",)
+
+    def __init__(self) -> None:
+        self.ptr = torch.cuda.current_stream().cuda_stream
+
+
+def _cupy() -> ModuleType:
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        raise CupyMissingError from error
+
+
+@functools.cache
+def device_facts(device: int) -> DeviceFacts:
+    """Read a device's facts.
+
+    Raises:
+        CupyMissingError, DriverMissingError, DeviceMissingError: each says what to do.
+    """
+    runtime = _cupy().cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        if "NoDevice" in str(error):
+            raise DeviceMissingError from error
+        raise DriverMissingError(str(error)) from error
+    if count == 0:
+        raise DeviceMissingError
+    facts = runtime.getDeviceProperties(device)
+    return DeviceFacts(
+        name=facts["name"].decode(),
+        major=facts["major"],
+        minor=facts["minor"],
+        num_sms=facts["multiProcessorCount"],
+        shared_bytes_per_block=facts["sharedMemPerBlockOptin"],
+        shared_bytes_per_sm=facts["sharedMemPerMultiprocessor"],
+        l2_bytes=facts["l2CacheSize"],
+    )
+
+
+def compile_cubin(source: Source, arch: str) -> tuple[bytes, str]:
+    """Compile with NVRTC; needs no device.
+
+    Returns:
+        The cubin, and the log with ptxas's resource report.
+    Raises:
+        CompilerMissingError: NVRTC cannot be loaded.
+        CompileError: the source does not compile; carries the log.
+    """
+    _cupy()
+    from cupy.cuda import nvrtc
+
+    try:
+        nvrtc.getVersion()
+    except (RuntimeError, OSError) as error:
+        raise CompilerMissingError(source.name, arch) from error
+    headers = source.headers()
+    program = nvrtc.createProgram(
+        source.text(), f"{source.name}.cu", tuple(headers.values()), tuple(headers.keys())
+    )
+    try:
+        nvrtc.compileProgram(program, source.options(arch))
+        return bytes(nvrtc.getCUBIN(program)), str(nvrtc.getProgramLog(program))
+    except nvrtc.NVRTCError as error:
+        raise CompileError(source.name, arch, str(nvrtc.getProgramLog(program))) from error
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def load_module(cubin: Path) -> LoadedModule:
+    """Load a cubin on torch's current device."""
+    torch.cuda.current_stream()  # creates torch's context first, so both use the primary one
+    module: LoadedModule = _cupy().RawModule(path=str(cubin))
+    return module
+
+
+def launch(
+    kernel: Callable[..., None], grid: Dim3, block: Dim3, args: tuple[Argument, ...], shared_bytes: int
+) -> None:
+    """Launch on torch's current stream, which may be capturing a graph.
+
+    Args:
+        args: tensors go in as addresses, None as a null pointer, NumPy scalars and
+            one-element structured arrays by value. Python numbers are refused: their
+            size would not be the kernel's.
+    """
+    converted: list[int | np.generic | np.ndarray] = []
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            converted.append(arg.data_ptr())
+        elif arg is None:
+            converted.append(0)
+        elif isinstance(arg, np.generic | np.ndarray):
+            converted.append(arg)
+        else:
+            raise TypeError(
+                f"kernel argument of type {type(arg).__name__}: wrap numbers in np.int32, np.float32"
+            )
+    kernel(grid, block, tuple(converted), shared_mem=shared_bytes, stream=_TorchStream())

@@ -1,0 +1,33 @@
+"""Which machine code a device runs. Pure: no driver, no cupy."""
+
+from dataclasses import dataclass
+
+from engine.backends.cuda.errors import DeviceTooOldError
+
+# What `make kernels` builds: Ampere and Ada, Hopper, Blackwell.
+AHEAD_OF_TIME_ARCHS = ("sm_80", "sm_90a", "sm_100a")
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What kernels and tile choices need to know of a device."""
+
+    name: str
+    major: int
+    minor: int
+    num_sms: int
+    shared_bytes_per_block: int
+    shared_bytes_per_sm: int
+    l2_bytes: int
+
+    @property
+    def arch(self) -> str:
+        """NVRTC's -arch value, such as "sm_90a".
+
+        Raises:
+            DeviceTooOldError: compute capability below 8.0.
+        """
+        if self.major < 8:
+            raise DeviceTooOldError(self.name, self.major, self.minor)
+        # Binary code runs on later minors of its major, but for the arch-specific "a" targets.
+        return "sm_80" if self.major == 8 else f"sm_{self.major}{self.minor}a"
