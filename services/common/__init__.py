@@ -1,1 +1,1 @@
-"""What every service shares: server, errors, metrics, logs."""
+"""What every service shares: server bootstrap, errors, configuration, logs, metrics."""

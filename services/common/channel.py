@@ -1,0 +1,46 @@
+"""gRPC options that both ends of an internal connection must agree on."""
+
+from __future__ import annotations
+
+import grpc
+
+KEEPALIVE_TIME_MS = 10_000
+KEEPALIVE_TIMEOUT_MS = 5_000
+MAX_MESSAGE_BYTES = 32 << 20
+
+ChannelOptions = list[tuple[str, int]]
+
+
+def client_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> ChannelOptions:
+    """Options of a channel: a silent peer is noticed within 15 s, also while no call is under way."""
+    return [
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # A worker reborn at an address must not share a connection state with its predecessor.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> ChannelOptions:
+    """Options of a server: allows the pings of `client_options`; a taken port is an error, not shared."""
+    return [
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """Open a channel to another service of the cluster; connects at the first call."""
+    return grpc.aio.insecure_channel(address, options=client_options())
