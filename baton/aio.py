@@ -1,0 +1,125 @@
+"""The client for asyncio; the same methods as baton.client.Client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from baton.client import CALL_TIMEOUT_S, DEFAULT_ADDRESS, GENERATE_TIMEOUT_S
+from baton.generation import (
+    Answer,
+    Event,
+    GenerateOptions,
+    Message,
+    chat_messages,
+    event_of,
+    generate_request,
+)
+from baton.rpc_errors import request_error
+from baton.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
+
+_Request = TypeVar("_Request", contravariant=True)
+_Response = TypeVar("_Response", covariant=True)
+
+
+class AsyncClient:
+    """Talks to one gateway from one event loop; errors as in baton.client.Client."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address)
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._registry = registry_pb2_grpc.RegistryServiceStub(self._channel)
+
+    def generate(
+        self,
+        text: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        token_ids: Sequence[int] | None = None,
+        timeout_s: float = GENERATE_TIMEOUT_S,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncIterator[Event]:
+        """Stream the answer to a text, a conversation, or token ids: Started, Deltas, Finished.
+
+        Cancelling the task that iterates, or closing the iterator, cancels the request.
+        """
+        request = generate_request(text, messages, token_ids, **options)
+        return self._stream(request, timeout_s)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        timeout_s: float = GENERATE_TIMEOUT_S,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncIterator[Event]:
+        """Stream the next turn of a conversation."""
+        return self.generate(messages=messages, timeout_s=timeout_s, **options)
+
+    async def complete(
+        self,
+        text: str | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        token_ids: Sequence[int] | None = None,
+        timeout_s: float = GENERATE_TIMEOUT_S,
+        **options: Unpack[GenerateOptions],
+    ) -> Answer:
+        """Return the whole answer."""
+        request = generate_request(text, messages, token_ids, **options)
+        return Answer.from_events([event async for event in self._stream(request, timeout_s)])
+
+    async def tokenize(self, text: str, *, model: str = "", timeout_s: float = CALL_TIMEOUT_S) -> list[int]:
+        """Return the tokens of a text, without a chat template."""
+        request = inference_pb2.TokenizeRequest(model=model, text=text)
+        return list((await self._call(self._inference.Tokenize, request, timeout_s)).token_ids)
+
+    async def tokenize_chat(
+        self, messages: Sequence[Message], *, model: str = "", timeout_s: float = CALL_TIMEOUT_S
+    ) -> list[int]:
+        """Return the tokens of a conversation, chat template included."""
+        request = inference_pb2.TokenizeRequest(model=model, messages=chat_messages(messages))
+        return list((await self._call(self._inference.Tokenize, request, timeout_s)).token_ids)
+
+    async def models(self, *, timeout_s: float = CALL_TIMEOUT_S) -> list[inference_pb2.Model]:
+        """Return the models that can be asked for."""
+        request = inference_pb2.ListModelsRequest()
+        return list((await self._call(self._inference.ListModels, request, timeout_s)).models)
+
+    async def workers(self, *, timeout_s: float = CALL_TIMEOUT_S) -> registry_pb2.ListWorkersResponse:
+        """Return the cluster as the gateway sees it: every worker, and its own queues."""
+        return await self._call(self._registry.ListWorkers, registry_pb2.ListWorkersRequest(), timeout_s)
+
+    async def close(self) -> None:
+        """Close the connection; running streams end with CancelledError."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(
+        self, method: Callable[..., Awaitable[_Response]], request: _Request, timeout_s: float
+    ) -> _Response:
+        try:
+            return await method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise request_error(error, self.address) from None
+
+    async def _stream(self, request: inference_pb2.GenerateRequest, timeout_s: float) -> AsyncIterator[Event]:
+        call = self._inference.Generate(request, timeout=timeout_s)
+        try:
+            async for response in call:
+                yield event_of(response)
+        except grpc.RpcError as error:
+            raise request_error(error, self.address) from None
+        finally:
+            call.cancel()
