@@ -43,10 +43,17 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("block_size", "kv_bytes", "max_step_tokens", "max_chunk_tokens", "max_running"):
+        for name in (
+            "block_size",
+            "kv_bytes",
+            "max_step_tokens",
+            "max_chunk_tokens",
+            "max_running",
+            "max_queue",
+        ):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(name, f"must be at least 1, got {getattr(self, name)}")
-        for name in ("context_length", "max_queue", "threads"):
+        for name in ("context_length", "threads"):
             if getattr(self, name) < 0:
                 raise InvalidRequestError(name, f"must be at least 0, got {getattr(self, name)}")
         if self.backend not in ("cpu", "cuda"):

@@ -6,7 +6,9 @@ EngineError
 │   └── UnsupportedArchitectureError
 ├── OutOfBlocksError         too few free KV blocks; nothing was taken
 ├── QueueFullError           the waiting queue is at its limit
-└── UnknownRequestError      no request with that id
+├── UnknownRequestError      no request with that id
+├── StepFailedError          the runner raised; the requests of that step are lost
+└── EngineStoppedError       the engine was stopped, or died of a bug
 """
 
 from __future__ import annotations
@@ -42,3 +44,11 @@ class QueueFullError(EngineError):
 
 class UnknownRequestError(EngineError):
     """No request has that id."""
+
+
+class StepFailedError(EngineError):
+    """The runner raised in a step; every request of that step is failed with this."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine was stopped, or died of a bug; it takes no requests any more."""

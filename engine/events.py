@@ -51,8 +51,9 @@ class TokenSampled:
     Attributes:
         request_id: the request.
         token: what was drawn.
-        finish_reason: set if the request ended with it.
-        num_cached_tokens: prompt tokens that the prefix cache gave.
+        finish_reason: set if the answer ends with it. A request that stops only because of
+            max_new_tokens ends here with None.
+        num_cached_tokens: leading tokens that the prefix cache gave at first admission.
     """
 
     request_id: str

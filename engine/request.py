@@ -37,9 +37,9 @@ class FinishReason(enum.Enum):
     CANCELLED = "cancelled"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
-    """State of one request.
+    """State of one request; two are equal only if they are the same object.
 
     Attributes:
         request_id: opaque, unique in this engine.
@@ -50,12 +50,15 @@ class Request:
         priority: lower is more urgent.
         cache_salt: requests with different salts never share blocks.
         arrival: order of arrival in this engine, strictly growing.
-        hold_blocks: keep the blocks after the request finished until `release` (prefill role).
+        hold_blocks: keep the blocks after the request finished until it is cancelled (prefill role);
+            needs max_new_tokens 1. It gets the blocks of all its tokens at admission and is never preempted.
         max_new_tokens: stop after this many sampled here; 1 in the prefill role. None: sampling decides.
         num_computed_tokens: KV present.
         num_cached_tokens: KV that the prefix cache gave at first admission.
         block_ids: block table, one list a cache group.
         num_preemptions: times that it lost its blocks.
+        num_sampled_tokens: tokens drawn here.
+        first_run_s: time.monotonic() of the first step that ran it.
     """
 
     request_id: str
@@ -72,6 +75,8 @@ class Request:
     num_cached_tokens: int = 0
     block_ids: list[list[int]] = field(default_factory=list)
     num_preemptions: int = 0
+    num_sampled_tokens: int = 0
+    first_run_s: float | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -46,7 +46,7 @@ class SchedulerOutput:
     Attributes:
         step: number, growing.
         rows: rows with one token first (decode), then chunks; no request twice.
-        copies: done before the rows run.
+        copies: done before the rows run, one after the other (a later one may reuse an earlier source).
         finished_request_ids: requests that ended since the last step; the runner drops its state of them.
     """
 
