@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -42,10 +42,10 @@ class AsyncClient:
         token_ids: Sequence[int] | None = None,
         timeout_s: float = GENERATE_TIMEOUT_S,
         **options: Unpack[GenerateOptions],
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Stream the answer to a text, a conversation, or token ids: Started, Deltas, Finished.
 
-        Cancelling the task that iterates, or closing the iterator, cancels the request.
+        Cancelling the task that iterates, or closing the generator, cancels the request.
         """
         request = generate_request(text, messages, token_ids, **options)
         return self._stream(request, timeout_s)
@@ -56,7 +56,7 @@ class AsyncClient:
         *,
         timeout_s: float = GENERATE_TIMEOUT_S,
         **options: Unpack[GenerateOptions],
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Stream the next turn of a conversation."""
         return self.generate(messages=messages, timeout_s=timeout_s, **options)
 
@@ -114,7 +114,9 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise request_error(error, self.address) from None
 
-    async def _stream(self, request: inference_pb2.GenerateRequest, timeout_s: float) -> AsyncIterator[Event]:
+    async def _stream(
+        self, request: inference_pb2.GenerateRequest, timeout_s: float
+    ) -> AsyncGenerator[Event, None]:
         call = self._inference.Generate(request, timeout=timeout_s)
         try:
             async for response in call:

@@ -8,7 +8,7 @@ with Client("127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -54,10 +54,10 @@ class Client:
         token_ids: Sequence[int] | None = None,
         timeout_s: float = GENERATE_TIMEOUT_S,
         **options: Unpack[GenerateOptions],
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Stream the answer to a text, a conversation, or token ids: Started, Deltas, Finished.
 
-        Closing the iterator (also by leaving it for an exception) cancels the request.
+        Closing the generator before its end cancels the request.
         """
         request = generate_request(text, messages, token_ids, **options)
         return self._stream(request, timeout_s)
@@ -68,7 +68,7 @@ class Client:
         *,
         timeout_s: float = GENERATE_TIMEOUT_S,
         **options: Unpack[GenerateOptions],
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Stream the next turn of a conversation."""
         return self.generate(messages=messages, timeout_s=timeout_s, **options)
 
@@ -127,7 +127,9 @@ class Client:
         except grpc.RpcError as error:
             raise request_error(error, self.address) from None
 
-    def _stream(self, request: inference_pb2.GenerateRequest, timeout_s: float) -> Iterator[Event]:
+    def _stream(
+        self, request: inference_pb2.GenerateRequest, timeout_s: float
+    ) -> Generator[Event, None, None]:
         call = self._inference.Generate(request, timeout=timeout_s)
         try:
             for response in call:

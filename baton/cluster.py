@@ -1,0 +1,256 @@
+"""A cluster on this machine: a gateway, prefill workers and decode workers, each a process.
+
+with LocalCluster(prefill=1, decode=2) as cluster, Client(cluster.gateway_address) as client:
+    print(client.complete("Hello").text)
+
+All processes start at once. The gateway's ports are therefore chosen here, so that the workers know
+where to register while the gateway is still starting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from baton import models
+from baton.errors import ClusterError, RequestError
+from baton.process import Role, ServiceProcess, child_environ
+
+LOOPBACK = "127.0.0.1"
+POLL_S = 0.02
+KILL_AFTER_S = 5.0
+
+WorkerRole = Literal["prefill", "decode"]
+OnProgress = Callable[[str, str], None]
+"""Called with (process, "starting" | "serving" | "ready")."""
+
+
+class LocalCluster:
+    """Starts the processes, watches them, and stops them.
+
+    Args:
+        model: a directory, a GGUF file, or a name that baton.models fetches.
+        prefill, decode: how many workers of each kind.
+        host: where the gateway listens; workers listen on loopback.
+        grpc_port, http_port: of the gateway; 0: a free one.
+        gateway_args, prefill_args, decode_args: more flags for each service of that kind.
+        environ: more environment variables for every process.
+        run_dir: where the logs go; None: a new directory under the system's temporary one.
+        start_timeout_s: ClusterError if it takes longer until every worker is ready.
+
+    Attributes:
+        workers: those that were started and not stopped, dead ones included.
+    """
+
+    def __init__(
+        self,
+        model: str = models.DEFAULT_MODEL,
+        prefill: int = 1,
+        decode: int = 1,
+        *,
+        model_name: str = "",
+        host: str = LOOPBACK,
+        grpc_port: int = 0,
+        http_port: int = 0,
+        gateway_args: Sequence[str] = (),
+        prefill_args: Sequence[str] = (),
+        decode_args: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        run_dir: Path | None = None,
+        start_timeout_s: float = 120.0,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="baton-"))
+        self.workers: list[ServiceProcess] = []
+        self.model_name = model_name or Path(model).name
+        self._model = str(models.resolve(model))
+        self._counts: dict[WorkerRole, int] = {"prefill": prefill, "decode": decode}
+        self._args = {"gateway": gateway_args, "prefill": prefill_args, "decode": decode_args}
+        self._host = host
+        self._ports = _free_ports(grpc_port, http_port)
+        self._environ = child_environ(thread_environ() | dict(environ or {}))
+        self._start_timeout_s = start_timeout_s
+        self._on_progress = on_progress or (lambda _name, _state: None)
+        self._gateway: ServiceProcess | None = None
+        self._numbers = {"prefill": 0, "decode": 0}
+        self._reported: set[int] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def gateway(self) -> ServiceProcess:
+        """The gateway's process.
+
+        Raises:
+            ClusterError: the cluster was not started.
+        """
+        if self._gateway is None:
+            raise ClusterError("the cluster was not started")
+        return self._gateway
+
+    @property
+    def gateway_address(self) -> str:
+        """Where clients reach the gateway over gRPC, "host:port"."""
+        return f"{self._client_host}:{self._ports[0]}"
+
+    @property
+    def http_url(self) -> str:
+        """Where clients reach the gateway over HTTP, without a slash at the end."""
+        return f"http://{self._client_host}:{self._ports[1]}"
+
+    def start(self) -> None:
+        """Start everything, and wait until the gateway has every worker.
+
+        Raises:
+            ClusterError: a process ended, or it took too long; everything was stopped again.
+        """
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self._gateway = self._spawn("gateway", "gateway", self._gateway_flags())
+            for role, count in self._counts.items():
+                for _ in range(count):
+                    self._spawn_worker(role)
+            self._wait_ready([self.gateway, *self.workers])
+        except BaseException:
+            self.stop(grace_s=0.0)
+            raise
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Let the gateway finish its requests for `grace_s` seconds, then stop everything. Idempotent."""
+        with self._lock:
+            running = [process for process in (self._gateway, *self.workers) if process is not None]
+            if self._gateway is not None:
+                self._gateway.terminate()
+                self._gateway.wait(grace_s)
+            for process in running:
+                process.terminate()
+            deadline = time.monotonic() + KILL_AFTER_S
+            for process in running:
+                if not process.wait(max(0.0, deadline - time.monotonic())):
+                    process.kill()
+            self.workers.clear()
+            self._gateway = None
+
+    def add_worker(self, role: WorkerRole, args: Sequence[str] = ()) -> ServiceProcess:
+        """Start one more worker, and wait until the gateway has it."""
+        worker = self._spawn_worker(role, args)
+        self._wait_ready([worker])
+        return worker
+
+    def kill(self, worker: ServiceProcess) -> None:
+        """End a worker as a crash would (SIGKILL)."""
+        self._reported.add(worker.pid)
+        worker.kill()
+
+    def restart(self, worker: ServiceProcess) -> ServiceProcess:
+        """Start a worker again that has ended, under its old name, and wait until the gateway has it."""
+        self.workers.remove(worker)
+        reborn = self._spawn(worker.name, worker.role, worker.flags)
+        self.workers.append(reborn)
+        self._wait_ready([reborn])
+        return reborn
+
+    def new_deaths(self) -> list[ServiceProcess]:
+        """Return the processes that have ended by themselves since the last call."""
+        processes = [process for process in (self._gateway, *self.workers) if process is not None]
+        dead = [p for p in processes if p.exit_status is not None and p.pid not in self._reported]
+        self._reported.update(process.pid for process in dead)
+        return dead
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def _client_host(self) -> str:
+        return LOOPBACK if self._host in ("0.0.0.0", "::") else self._host
+
+    def _gateway_flags(self) -> list[str]:
+        grpc_port, http_port = self._ports
+        ports = ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
+        return ["--host", self._host, *ports, *self._model_flags(), *self._args["gateway"]]
+
+    def _model_flags(self) -> list[str]:
+        return ["--model", self._model, "--model-name", self.model_name]
+
+    def _spawn_worker(self, role: WorkerRole, args: Sequence[str] = ()) -> ServiceProcess:
+        name = f"{role}-{self._numbers[role]}"
+        self._numbers[role] += 1
+        flags = ["--gateway", self.gateway_address, "--worker-id", name, "--host", LOOPBACK, "--port", "0"]
+        worker = self._spawn(name, role, [*flags, *self._model_flags(), *self._args[role], *args])
+        self.workers.append(worker)
+        return worker
+
+    def _spawn(self, name: str, role: Role, flags: Sequence[str]) -> ServiceProcess:
+        self._on_progress(name, "starting")
+        return ServiceProcess(name, role, flags, self.run_dir / f"{name}.log", self._environ)
+
+    def _wait_ready(self, processes: Sequence[ServiceProcess]) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        pending = list(processes)
+        while pending:
+            for process in [process for process in pending if process.poll_ready()]:
+                pending.remove(process)
+                self._on_progress(process.name, "serving")
+            self._check_deadline(deadline, pending)
+        self._wait_listed(processes, deadline)
+
+    def _wait_listed(self, processes: Sequence[ServiceProcess], deadline: float) -> None:
+        from baton.client import Client
+
+        missing = {process.name: process for process in processes if process.role != "gateway"}
+        with Client(self.gateway_address) as client:
+            servable = False
+            while missing or not servable:
+                with contextlib.suppress(RequestError):
+                    for status in client.workers(timeout_s=1.0).workers:
+                        if not status.draining and status.info.worker_id in missing:
+                            del missing[status.info.worker_id]
+                            self._on_progress(status.info.worker_id, "ready")
+                    servable = any(model.name == self.model_name for model in client.models(timeout_s=1.0))
+                for process in (self.gateway, *processes):
+                    if process.exit_status is not None:
+                        raise ClusterError(process.obituary())
+                self._check_deadline(deadline, list(missing.values()) or [self.gateway])
+        self._on_progress("gateway", "ready")
+
+    def _check_deadline(self, deadline: float, waiting: Sequence[ServiceProcess]) -> None:
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"not ready after {self._start_timeout_s:g} s: {', '.join(p.name for p in waiting)}; "
+                + (waiting[0].obituary() if waiting else "")
+            )
+        time.sleep(POLL_S)
+
+
+def thread_environ() -> dict[str, str]:
+    """Return OpenMP's settings for workers that share the machine's cores.
+
+    Idle threads sleep at once: threads that spin would take the cores from the other workers.
+    """
+    return {name: value for name, value in {"OMP_WAIT_POLICY": "PASSIVE"}.items() if name not in os.environ}
+
+
+def _free_ports(*wanted: int) -> tuple[int, ...]:
+    """Return the ports, each 0 replaced by one that is free now."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for port in wanted:
+            if port == 0:
+                probe = stack.enter_context(socket.socket())
+                probe.bind((LOOPBACK, 0))
+                port = probe.getsockname()[1]
+            ports.append(port)
+        return tuple(ports)
