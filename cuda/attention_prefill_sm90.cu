@@ -1,0 +1,526 @@
+// attention_prefill_sm90: causal attention of a chunk of query tokens over a paged KV cache, for Hopper (sm_90a).
+//
+// Computes  out[t, h] = softmax(scale * q[t, h] . K + mask) V  for every query token t of every request, where K and V
+// are the request's keys and values so far, the chunk's own included (already stored), and a token at position p sees
+// keys 0..p (bottom-right causal), or p-window+1..p. Options: a tanh soft cap on the scores, one sink logit a head.
+//
+// Layout  q, out [T, H, D] (q may have any token stride); pool [num_blocks, L, 2, H_kv, block_size, D];
+//         block_tables int32 [B, max_blocks], pad -1; plan: int4 header {next, done, num_tiles, 0}, then one int4 a query
+//         tile, longest first {request, first row in q, position of that row, valid tokens | valid keys after the
+//         tile's last << 16} (made by attention_prefill_plan; the counters reset themselves, so a plan serves every
+//         layer and every graph replay, but not two launches at once).
+// Grid    one block a multiprocessor, persistent; work items (query tile, group of PACK heads) are taken from a counter.
+// Block   a producer warpgroup (one warp issues TMA) and kConsumers consumer warpgroups of 64 rows each. A query tile is
+//         64 * kConsumers / PACK tokens of PACK query heads that share one KV head.
+// Shared  Q [M, D] + kStages x (K [N, D] + V [N, D]), in 64-element columns, 128-byte swizzle; D = 96 is padded to 128.
+// Flow    Consumers take turns at issuing (ping-pong): S of tile n and O += P V of tile n+1 are issued together, then
+//         the softmax of tile n runs under that product and under the other warpgroup's. P never leaves registers.
+// Bound   by the tensor cores for D >= 128 (4 D flops for each visible score), by exp2 for D = 64 (16 a clock).
+// Order   KV tiles are aligned to absolute positions and taken from the last to the first; a tile that a row does not
+//         see changes nothing in it. So a row's result does not depend on its neighbours, on the batch or on chunk cuts.
+// Limits  D in 64, 96, 128, 256; block_size in 16, 32, 64, 128; H / H_kv any, PACK a power of two that divides it.
+//         Keys past the context are never used: blocks past it are not read, and the rest of its last block is zeroed.
+//         For other architectures this file is empty: the portable kernel is attention_prefill.cu.
+// Source  Shah et al. 2024, "FlashAttention-3", algorithm 2; Dao 2023, "FlashAttention-2" (the online softmax).
+
+#ifndef HEAD_DIM
+#define HEAD_DIM 128
+#endif
+#ifndef BLOCK_SIZE  // tokens in a KV block
+#define BLOCK_SIZE 64
+#endif
+#ifndef PACK
+#define PACK 4
+#endif
+#ifndef WINDOW  // 1: a sliding window
+#define WINDOW 0
+#endif
+#ifndef SOFT_CAP
+#define SOFT_CAP 0
+#endif
+#ifndef SINKS
+#define SINKS 0
+#endif
+#ifndef TILE_N  // keys in a tile
+#define TILE_N (HEAD_DIM == 256 ? 80 : 128)
+#endif
+#ifndef STAGES
+#define STAGES 2
+#endif
+
+#include "sm90_async.cuh"
+#include "sm90_wgmma.cuh"
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+using namespace sm90;
+
+namespace {
+
+constexpr int kDim = HEAD_DIM;
+constexpr int kColumns = (kDim + 63) / 64;  // of 64 elements
+constexpr int kConsumers = kDim == 64 ? 3 : 2;
+constexpr int kRows = 64 * kConsumers;
+static_assert(kRows % PACK == 0, "a tile holds whole tokens");
+constexpr int kKeys = TILE_N;
+constexpr int kStages = STAGES;
+constexpr int kBoxRows = BLOCK_SIZE % TILE_N == 0 ? TILE_N : (TILE_N % BLOCK_SIZE == 0 ? BLOCK_SIZE : 16);
+constexpr int kBoxes = kKeys / kBoxRows;
+static_assert(kBoxes * kColumns <= 32, "one lane of the producer warp issues one box");
+static_assert(kKeys % kBoxRows == 0 && BLOCK_SIZE % kBoxRows == 0 && kKeys % 16 == 0, "tile and block sizes");
+constexpr int kColumnQ = kRows * 128;  // bytes
+constexpr int kColumnKV = kKeys * 128;
+constexpr int kBytesQ = kColumns * kColumnQ;
+constexpr int kBytesKV = kColumns * kColumnKV;
+constexpr int kThreads = 128 * (kConsumers + 1);
+constexpr int kScores = kKeys / 2;  // accumulators a thread
+constexpr int kOuts = kDim / 2;
+constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24;
+constexpr int kConsumerRegisters = kConsumers == 3 ? 160 : 240;
+constexpr int kTurnBarrier = 1;   // one for each consumer warpgroup
+constexpr int kGroupBarrier = 5;  // one for each consumer warpgroup
+
+struct Barriers {
+    u64 full_q, empty_q;
+    u64 full_k[kStages], empty_k[kStages], full_v[kStages], empty_v[kStages];
+    u64 full_item[2], empty_item[2];
+    int4 item[2];
+    int head[2];
+};
+
+struct Ring {  // a stage and the parity of its phase
+    int stage = 0;
+    u32 phase = 0;
+    __device__ __forceinline__ void next() {
+        if (++stage == kStages) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+};
+
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Two rows of scores, as wgmma leaves them with a thread, and their running maximum and sum.
+struct Rows {
+    int position0, position1;
+    float m0, m1;  // of unscaled scores
+    float l0, l1;  // this thread's part
+};
+
+struct Scale {
+    float score;  // log2(e) * scale, or log2(e) * cap where the scores are capped
+    float cap;    // 2 log2(e) scale / cap
+};
+
+// Turns the scores of tile n into probabilities, in place. The rows' old sums and outputs are to be multiplied by alpha.
+template <bool kMasked>
+__device__ __forceinline__ void softmax(float (&s)[kScores], Rows& rows, Scale scale, int column, int window, float& alpha0,
+                                        float& alpha1) {
+    if constexpr (SOFT_CAP) {
+#pragma unroll
+        for (int i = 0; i < kScores; ++i)  // tanh x = 1 - 2 / (e^2x + 1)
+            s[i] = 1.0f - 2.0f * reciprocal(exp2_fast(s[i] * scale.cap) + 1.0f);
+    }
+    if constexpr (kMasked) {
+        const int upto0 = rows.position0 - column, upto1 = rows.position1 - column;
+        const int from0 = upto0 - window, from1 = upto1 - window;
+#pragma unroll
+        for (int i = 0; i < kScores; ++i) {
+            const int c = i / 4 * 8 + i % 2;
+            const bool low = i % 4 < 2;
+            if (c > (low ? upto0 : upto1)) s[i] = kNegInf;
+            if (WINDOW && c <= (low ? from0 : from1)) s[i] = kNegInf;
+        }
+    }
+    float a0 = rows.m0, b0 = s[1], a1 = rows.m1, b1 = s[3];
+#pragma unroll
+    for (int i = 0; i < kScores; i += 4) {
+        a0 = fmaxf(a0, s[i]);
+        b0 = fmaxf(b0, s[i + 1]);
+        a1 = fmaxf(a1, s[i + 2]);
+        b1 = fmaxf(b1, s[i + 3]);
+    }
+    a0 = fmaxf(a0, b0);
+    a1 = fmaxf(a1, b1);
+    a0 = fmaxf(a0, __shfl_xor_sync(~0u, a0, 1));
+    a1 = fmaxf(a1, __shfl_xor_sync(~0u, a1, 1));
+    a0 = fmaxf(a0, __shfl_xor_sync(~0u, a0, 2));
+    a1 = fmaxf(a1, __shfl_xor_sync(~0u, a1, 2));
+    float top0 = a0 * scale.score, top1 = a1 * scale.score;
+    if constexpr (kMasked) {  // a row that has seen no key yet
+        top0 = a0 == kNegInf ? 0.0f : top0;
+        top1 = a1 == kNegInf ? 0.0f : top1;
+    }
+    alpha0 = exp2_fast(fmaf(rows.m0, scale.score, -top0));
+    alpha1 = exp2_fast(fmaf(rows.m1, scale.score, -top1));
+    rows.m0 = a0;
+    rows.m1 = a1;
+    float c0 = 0.0f, c1 = 0.0f;
+    rows.l0 *= alpha0;
+    rows.l1 *= alpha1;
+#pragma unroll
+    for (int i = 0; i < kScores; i += 4) {
+        s[i] = exp2_fast(fmaf(s[i], scale.score, -top0));
+        s[i + 1] = exp2_fast(fmaf(s[i + 1], scale.score, -top0));
+        s[i + 2] = exp2_fast(fmaf(s[i + 2], scale.score, -top1));
+        s[i + 3] = exp2_fast(fmaf(s[i + 3], scale.score, -top1));
+        rows.l0 += s[i];
+        c0 += s[i + 1];
+        rows.l1 += s[i + 2];
+        c1 += s[i + 3];
+    }
+    rows.l0 += c0;
+    rows.l1 += c1;
+}
+
+// One warpgroup's view of the K and V stages, and its turn at the tensor cores.
+struct Consumer {
+    Barriers& bars;
+    u32 smem_k, smem_v;
+    u64 q_desc;
+    int lane, quad, my_turn, next_turn;
+    Ring k_ring, v_ring;
+
+    __device__ __forceinline__ void wait_k() { mbarrier_wait(shared_address(&bars.full_k[k_ring.stage]), k_ring.phase); }
+    __device__ __forceinline__ void wait_v() { mbarrier_wait(shared_address(&bars.full_v[v_ring.stage]), v_ring.phase); }
+
+    __device__ __forceinline__ void release_k() {
+        if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_k[k_ring.stage]));
+        k_ring.next();
+    }
+    __device__ __forceinline__ void release_v() {
+        if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_v[v_ring.stage]));
+        v_ring.next();
+    }
+
+    __device__ __forceinline__ void issue_scores(float (&s)[kScores]) {
+        const u64 k_desc = tile_descriptor(smem_k + k_ring.stage * kBytesKV, 16);
+        wgmma_hold(s);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < kDim / 16; ++k)
+            Wgmma<kKeys>::keys(s, q_desc + ((k / 4) * kColumnQ + (k % 4) * 32) / 16,
+                               k_desc + ((k / 4) * kColumnKV + (k % 4) * 32) / 16, k > 0);
+        wgmma_commit();
+    }
+    __device__ __forceinline__ void issue_values(float (&o)[kOuts], u32 (&p)[kScores / 2]) {
+        const u64 v_desc = tile_descriptor(smem_v + v_ring.stage * kBytesKV, kColumnKV);
+        wgmma_hold(o);
+        wgmma_hold(p);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < kKeys / 16; ++k)
+            Wgmma<kDim>::values(o, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3], v_desc + k * 2048 / 16);
+        wgmma_commit();
+    }
+
+    // The first tile of an item: S = Q K, and its softmax.
+    __device__ __forceinline__ void begin(float (&s)[kScores], u32 (&p)[kScores / 2], Rows& rows, Scale scale, int n,
+                                          int window) {
+        wait_k();
+        named_sync(my_turn, 256);
+        issue_scores(s);
+        named_arrive(next_turn, 256);
+        wgmma_wait<0>();
+        wgmma_hold(s);
+        release_k();
+        float alpha0, alpha1;
+        softmax<true>(s, rows, scale, n * kKeys + quad * 2, window, alpha0, alpha1);
+#pragma unroll
+        for (int i = 0; i < kScores / 2; ++i) p[i] = pack2<Element>(s[2 * i], s[2 * i + 1]);
+    }
+
+    // S of tile n and O += P V of tile n + 1; then the softmax of tile n.
+    template <bool kMasked>
+    __device__ __forceinline__ void step(float (&s)[kScores], u32 (&p)[kScores / 2], float (&o)[kOuts], Rows& rows,
+                                         Scale scale, int n, int window) {
+        wait_k();
+        named_sync(my_turn, 256);
+        issue_scores(s);
+        wait_v();
+        issue_values(o, p);
+        named_arrive(next_turn, 256);
+        wgmma_wait<1>();
+        wgmma_hold(s);
+        release_k();
+        float alpha0, alpha1;
+        softmax<kMasked>(s, rows, scale, n * kKeys + quad * 2, window, alpha0, alpha1);
+        // Never stored. ptxas moves the exponentials below the wait unless something above it needs them.
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.f32 [%1], %0;\n}\n" ::"f"(rows.l0 + rows.l1),
+            "r"(smem_k)
+            : "memory");
+        wgmma_wait<0>();
+        wgmma_hold(o);
+        release_v();
+#pragma unroll
+        for (int i = 0; i < kScores / 2; ++i) p[i] = pack2<Element>(s[2 * i], s[2 * i + 1]);
+#pragma unroll
+        for (int i = 0; i < kOuts; i += 4) {
+            o[i] *= alpha0;
+            o[i + 1] *= alpha0;
+            o[i + 2] *= alpha1;
+            o[i + 3] *= alpha1;
+        }
+    }
+};
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90(
+    const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap kv_map, unsigned short* __restrict__ out,
+    const int* __restrict__ block_tables, int4* __restrict__ plan, const float* __restrict__ sinks, int max_blocks,
+    int num_heads, int num_kv_heads, int num_layers, int layer, int window, float scale, float soft_cap) {
+    extern __shared__ unsigned char raw[];
+    __shared__ Barriers bars;
+    const u32 base = (shared_address(raw) + 1023) & ~1023u;
+    const u32 smem_q = base;
+    const u32 smem_k = base + kBytesQ;
+    const u32 smem_v = smem_k + kStages * kBytesKV;
+    const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    const int group_heads = num_heads / PACK;
+
+    if (threadIdx.x == 0) {
+        mbarrier_init(shared_address(&bars.full_q), 1);
+        mbarrier_init(shared_address(&bars.empty_q), kConsumers * 4);
+        for (int i = 0; i < kStages; ++i) {
+            mbarrier_init(shared_address(&bars.full_k[i]), 1);
+            mbarrier_init(shared_address(&bars.full_v[i]), 1);
+            mbarrier_init(shared_address(&bars.empty_k[i]), kConsumers * 4);
+            mbarrier_init(shared_address(&bars.empty_v[i]), kConsumers * 4);
+        }
+        for (int i = 0; i < 2; ++i) {
+            mbarrier_init(shared_address(&bars.full_item[i]), 1);
+            mbarrier_init(shared_address(&bars.empty_item[i]), kConsumers * 4);
+        }
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+
+    if (warpgroup == 0) {
+        registers_release<kProducerRegisters>();
+        if (threadIdx.x >= 32) return;
+        const int lane = threadIdx.x;
+        if (lane == 0) {
+            tma_prefetch(&q_map);
+            tma_prefetch(&kv_map);
+        }
+        const int box = lane % kBoxes;
+        const int column = lane / kBoxes;
+        const int num_items = plan[0].z * group_heads;
+        const long long block_rows = (long long)num_layers * 2 * num_kv_heads * BLOCK_SIZE;
+        Ring k_ring, v_ring;
+        u32 q_phase = 0;
+        int item_slot = 0;
+        u32 item_phase = 0;
+        int index = blockIdx.x;
+        while (true) {
+            const bool live = index < num_items;
+            const int4 item = live ? plan[1 + index / group_heads] : make_int4(-1, 0, 0, 0);
+            const int group = live ? index % group_heads : 0;
+            mbarrier_wait(shared_address(&bars.empty_item[item_slot]), item_phase ^ 1);
+            if (lane == 0) {
+                bars.item[item_slot] = item;
+                bars.head[item_slot] = group * PACK;
+                mbarrier_arrive(shared_address(&bars.full_item[item_slot]));
+            }
+            item_slot ^= 1;
+            if (item_slot == 0) item_phase ^= 1;
+            if (!live) break;
+            if (lane == 0) index = (int)gridDim.x + atomicAdd(&plan[0].x, 1);
+
+            const int kv_head = group * PACK / (num_heads / num_kv_heads);
+            const int kv_end = item.z + (item.w & 0xffff);
+            const int kv_begin = WINDOW ? max(0, item.z - window + 1) : 0;
+            const int last = (kv_end + kKeys - 1) / kKeys;
+            const int first = kv_begin / kKeys;
+            const int* table = block_tables + (long long)item.x * max_blocks;
+            const int head_row = (layer * 2 * num_kv_heads + kv_head) * BLOCK_SIZE;
+            const int v_rows = num_kv_heads * BLOCK_SIZE;
+
+            // Row of this lane's box in the pool; negative (which TMA fills with zeros) outside what the tile needs.
+            auto box_row = [&](int n) {
+                const int token = n * kKeys + box * kBoxRows;
+                const int block = token / BLOCK_SIZE;
+                int id = -1;
+                if (column < kColumns && token < kv_end && (block + 1) * BLOCK_SIZE > kv_begin) id = table[block];
+                return id < 0 ? -1024 : (int)(id * block_rows) + head_row + token % BLOCK_SIZE;
+            };
+            auto load = [&](u32 full, u32 empty, u32 dst, u32 phase, int row) {
+                mbarrier_wait(empty, phase ^ 1);
+                if (lane == 0) mbarrier_expect_bytes(full, kBytesKV);
+                __syncwarp();
+                if (column < kColumns)
+                    tma_load_2d(dst + column * kColumnKV + box * kBoxRows * 128, &kv_map, full, column * 64, row);
+                __syncwarp();
+            };
+            auto load_k = [&](int row) {
+                load(shared_address(&bars.full_k[k_ring.stage]), shared_address(&bars.empty_k[k_ring.stage]),
+                     smem_k + k_ring.stage * kBytesKV, k_ring.phase, row);
+                k_ring.next();
+            };
+            auto load_v = [&](int row) {
+                load(shared_address(&bars.full_v[v_ring.stage]), shared_address(&bars.empty_v[v_ring.stage]),
+                     smem_v + v_ring.stage * kBytesKV, v_ring.phase, row < 0 ? row : row + v_rows);
+                v_ring.next();
+            };
+
+            int row = box_row(last - 1);
+            load_k(row);
+            mbarrier_wait(shared_address(&bars.empty_q), q_phase ^ 1);
+            q_phase ^= 1;
+            if (lane == 0) {
+                const u32 full = shared_address(&bars.full_q);
+                mbarrier_expect_bytes(full, kBytesQ);
+#pragma unroll
+                for (int c = 0; c < kColumns; ++c)
+                    tma_load_3d(smem_q + c * kColumnQ, &q_map, full, c * 64, group * PACK, item.y);
+            }
+            __syncwarp();
+            for (int n = last - 2; n >= first; --n) {
+                const int row_n = box_row(n);
+                load_k(row_n);
+                load_v(row);
+                row = row_n;
+            }
+            load_v(row);
+            index = __shfl_sync(~0u, index, 0);
+        }
+        // The last block to finish leaves the counters at zero for the next launch.
+        if (lane == 0) {
+            __threadfence();
+            if (atomicAdd(&plan[0].y, 1) == (int)gridDim.x - 1) {
+                plan[0].x = 0;
+                plan[0].y = 0;
+            }
+        }
+    } else {
+        registers_acquire<kConsumerRegisters>();
+        const int wg = warpgroup - 1;
+        const int thread = threadIdx.x % 128;
+        const int lane = thread % 32;
+        const int quad = lane % 4;
+        const int row0 = wg * 64 + thread / 32 * 16 + lane / 4;  // and row0 + 8
+        const Scale scales = {(SOFT_CAP ? soft_cap : scale) * kLog2e, SOFT_CAP ? 2.0f * kLog2e * scale / soft_cap : 0.0f};
+        Consumer consumer = {bars, smem_k, smem_v, tile_descriptor(smem_q + wg * 64 * 128, 16), lane, quad,
+                             kTurnBarrier + wg, kTurnBarrier + (wg + 1) % kConsumers};
+        if (wg == kConsumers - 1) named_arrive(kTurnBarrier, 256);
+
+        u32 q_phase = 0;
+        int item_slot = 0;
+        u32 item_phase = 0;
+        while (true) {
+            mbarrier_wait(shared_address(&bars.full_item[item_slot]), item_phase);
+            const int4 item = bars.item[item_slot];
+            const int head = bars.head[item_slot];
+            __syncwarp();
+            if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_item[item_slot]));
+            item_slot ^= 1;
+            if (item_slot == 0) item_phase ^= 1;
+            if (item.x < 0) break;
+
+            const int valid = item.w & 0xffff;
+            const int last = (item.z + valid + kKeys - 1) / kKeys;
+            const int first = WINDOW ? max(0, item.z - window + 1) / kKeys : 0;
+            // Tiles [seen_from, seen_until) are seen whole by all of this warpgroup's rows: no mask.
+            const int past_window = max(0, item.z + (wg * 64 + 63) / PACK - window + 1);
+            const int seen_from = WINDOW ? max(first, (past_window + kKeys - 1) / kKeys) : first;
+            const int seen_until = (item.z + wg * 64 / PACK + 1) / kKeys;
+
+            float o[kOuts];
+            float s[kScores];
+            u32 p[kScores / 2];
+            Rows rows = {item.z + row0 / PACK, item.z + (row0 + 8) / PACK, kNegInf, kNegInf, 0.0f, 0.0f};
+#pragma unroll
+            for (int i = 0; i < kOuts; ++i) o[i] = 0.0f;
+
+            mbarrier_wait(shared_address(&bars.full_q), q_phase);
+            q_phase ^= 1;
+            int n = last - 1;
+            consumer.begin(s, p, rows, scales, n, window);
+            // What lies behind the context in its last block may be anything, and 0 * NaN is NaN: zero it in V.
+            const int past = last * kKeys - (item.z + valid + (item.w >> 16));
+            if (past > 0) {
+                consumer.wait_v();
+                const u32 end = smem_v + consumer.v_ring.stage * kBytesKV + kColumnKV;
+                for (int i = thread; i < past * 8 * kColumns; i += 128) {
+                    const u32 at = end + i / (past * 8) * kColumnKV - (i % (past * 8) + 1) * 16;
+                    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+                }
+                fence_async_proxy();
+                named_sync(kGroupBarrier + wg, 128);
+            }
+            for (--n; n >= max(first, seen_until); --n) consumer.step<true>(s, p, o, rows, scales, n, window);
+            for (; n >= seen_from; --n) consumer.step<false>(s, p, o, rows, scales, n, window);
+            if constexpr (WINDOW)
+                for (; n >= first; --n) consumer.step<true>(s, p, o, rows, scales, n, window);
+            if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_q));
+            consumer.wait_v();
+            consumer.issue_values(o, p);
+            float l0 = rows.l0, l1 = rows.l1;
+            l0 += __shfl_xor_sync(~0u, l0, 1);
+            l1 += __shfl_xor_sync(~0u, l1, 1);
+            l0 += __shfl_xor_sync(~0u, l0, 2);
+            l1 += __shfl_xor_sync(~0u, l1, 2);
+            const int h0 = head + row0 % PACK, h1 = head + (row0 + 8) % PACK;
+            float scale0 = 1.0f, scale1 = 1.0f;
+            if constexpr (SINKS) {  // one more score, without a value
+                const float sink0 = sinks[h0] * kLog2e, sink1 = sinks[h1] * kLog2e;
+                const float top0 = rows.m0 * scales.score, top1 = rows.m1 * scales.score;
+                const float all0 = fmaxf(top0, sink0), all1 = fmaxf(top1, sink1);
+                scale0 = exp2_fast(top0 - all0);
+                scale1 = exp2_fast(top1 - all1);
+                l0 = l0 * scale0 + exp2_fast(sink0 - all0);
+                l1 = l1 * scale1 + exp2_fast(sink1 - all1);
+            }
+            scale0 /= l0;
+            scale1 /= l1;
+            wgmma_wait<0>();
+            wgmma_hold(o);
+            consumer.release_v();
+
+            // Quads trade pieces so that each thread stores 16 bytes of a row.
+            const int t0 = row0 / PACK, t1 = (row0 + 8) / PACK;
+            unsigned short* const out0 = out + ((long long)(item.y + t0) * num_heads + h0) * kDim;
+            unsigned short* const out1 = out + ((long long)(item.y + t1) * num_heads + h1) * kDim;
+#pragma unroll
+            for (int c = 0; c < kDim / 32; ++c) {
+                u32 mine0[4], mine1[4];
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const int i = (c * 4 + j) * 4;
+                    mine0[j] = pack2<Element>(o[i] * scale0, o[i + 1] * scale0);
+                    mine1[j] = pack2<Element>(o[i + 2] * scale1, o[i + 3] * scale1);
+                }
+                // A 4 x 4 transpose over the quad: thread q ends with piece q of all four.
+#pragma unroll
+                for (int bit = 1; bit <= 2; bit *= 2) {
+                    const bool odd = quad & bit;
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) {
+                        if (j & bit) continue;
+                        const u32 send0 = odd ? mine0[j] : mine0[j | bit], send1 = odd ? mine1[j] : mine1[j | bit];
+                        const u32 got0 = __shfl_xor_sync(~0u, send0, bit), got1 = __shfl_xor_sync(~0u, send1, bit);
+                        if (odd) {
+                            mine0[j] = got0;
+                            mine1[j] = got1;
+                        } else {
+                            mine0[j | bit] = got0;
+                            mine1[j | bit] = got1;
+                        }
+                    }
+                }
+                const int element = c * 32 + quad * 8;
+                if (t0 < valid) *(uint4*)(out0 + element) = make_uint4(mine0[0], mine0[1], mine0[2], mine0[3]);
+                if (t1 < valid) *(uint4*)(out1 + element) = make_uint4(mine1[0], mine1[1], mine1[2], mine1[3]);
+            }
+        }
+    }
+}
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL

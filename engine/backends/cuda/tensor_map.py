@@ -1,0 +1,76 @@
+"""CUtensorMap descriptors for the tensor copy engine (compute capability 9.0 and later)."""
+
+import ctypes
+import enum
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.backends.cuda.errors import DriverMissingError, UnsupportedShapeError
+
+TENSOR_MAP_BYTES = 128
+_UINT16 = 1  # CU_TENSOR_MAP_DATA_TYPE_UINT16: the engine moves bits, so bf16 and fp16 are the same to it
+_PROMOTE_L2_256B = 3
+
+TensorMap = np.ndarray  # one element of 128 bytes, which a launch passes by value
+
+
+class Swizzle(enum.IntEnum):
+    """How 16-byte pieces are permuted in shared memory (CUtensorMapSwizzle)."""
+
+    NONE = 0
+    BYTES_32 = 1
+    BYTES_64 = 2
+    BYTES_128 = 3
+
+
+@functools.cache
+def _encode() -> "ctypes._FuncPointer":
+    try:
+        function = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
+    except (OSError, AttributeError) as error:
+        raise DriverMissingError(str(error)) from error
+    function.restype = ctypes.c_int
+    return function
+
+
+def empty_tensor_map() -> TensorMap:
+    """A map for kernels built without the copy engine, which never read it."""
+    return np.zeros(1, dtype=f"V{TENSOR_MAP_BYTES}")
+
+
+def tiled_16bit(
+    address: int, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int], swizzle: Swizzle
+) -> TensorMap:
+    """Describe a tensor of 16-bit elements.
+
+    Args:
+        address: of element 0, a multiple of 16.
+        sizes: elements of each dimension, innermost first, 1 to 5 of them.
+        strides: bytes from an index to the next, for all but the innermost dimension.
+        box: elements that one copy brings, innermost first.
+    Raises:
+        UnsupportedShapeError: the driver refuses the combination.
+        DriverMissingError: no libcuda, or one without tensor maps.
+    """
+    rank = len(sizes)
+    holder = np.zeros(TENSOR_MAP_BYTES + 64, dtype=np.uint8)
+    offset = -holder.ctypes.data % 64
+    status = _encode()(
+        ctypes.c_void_p(holder.ctypes.data + offset),
+        _UINT16,
+        ctypes.c_uint32(rank),
+        ctypes.c_void_p(address),
+        (ctypes.c_uint64 * rank)(*sizes),
+        (ctypes.c_uint64 * max(rank - 1, 1))(*strides),
+        (ctypes.c_uint32 * rank)(*box),
+        (ctypes.c_uint32 * rank)(*([1] * rank)),
+        0,
+        int(swizzle),
+        _PROMOTE_L2_256B,
+        0,
+    )
+    if status != 0:
+        raise UnsupportedShapeError(f"tensor map sizes {list(sizes)}, box {list(box)}: driver error {status}")
+    return holder[offset : offset + TENSOR_MAP_BYTES].copy().view(f"V{TENSOR_MAP_BYTES}")
