@@ -31,7 +31,7 @@ struct alignas(16) Vec16 {  // 8 elements
   u32 word[4];
 };
 
-constexpr float kNegInf = -__builtin_huge_valf();
+#define kNegInf (-__int_as_float(0x7f800000))  // no constant expression gives it in device code
 constexpr float kLog2e = 1.4426950408889634f;
 
 // ---- conversions ----------------------------------------------------------

@@ -99,12 +99,13 @@ def compile_cubin(source: Source, arch: str) -> tuple[bytes, str]:
     except (RuntimeError, OSError) as error:
         raise CompilerMissingError(source.name, arch) from error
     headers = source.headers()
-    program = nvrtc.createProgram(
-        source.text(), f"{source.name}.cu", tuple(headers.values()), tuple(headers.keys())
-    )
+    texts = tuple(text.encode() for text in headers.values())
+    names = tuple(name.encode() for name in headers)
+    program = nvrtc.createProgram(source.text(), f"{source.name}.cu", texts, names)
     try:
         nvrtc.compileProgram(program, source.options(arch))
-        return bytes(nvrtc.getCUBIN(program)), str(nvrtc.getProgramLog(program))
+        cubin = bytes(nvrtc.getCUBIN(program)) + b"\0"  # cupy drops the last byte, as if it were text
+        return cubin, str(nvrtc.getProgramLog(program))
     except nvrtc.NVRTCError as error:
         raise CompileError(source.name, arch, str(nvrtc.getProgramLog(program))) from error
     finally:

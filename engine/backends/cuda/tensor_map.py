@@ -1,32 +1,28 @@
-"""CUtensorMap descriptors for the tensor copy engine (compute capability 9.0 and later)."""
+"""CUtensorMap descriptors for the tensor copy engine (compute capability 9.0 and later).
+
+A descriptor is a one-element NumPy array of 128 bytes, which a launch passes by value.
+"""
 
 import ctypes
-import enum
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
+from engine.backends.cuda.dtypes import dtype_code
 from engine.backends.cuda.errors import DriverMissingError, UnsupportedShapeError
 
-TENSOR_MAP_BYTES = 128
-_UINT16 = 1  # CU_TENSOR_MAP_DATA_TYPE_UINT16: the engine moves bits, so bf16 and fp16 are the same to it
+_BYTES = 128
+_ALIGNMENT = 64
+# CUtensorMapDataType, by dtype code.
+_BFLOAT16, _FLOAT16 = 9, 6
+_SWIZZLE_128B = 3  # CU_TENSOR_MAP_SWIZZLE_128B: 16-byte pieces of a 128-byte row are XORed with row % 8
 _PROMOTE_L2_256B = 3
-
-TensorMap = np.ndarray  # one element of 128 bytes, which a launch passes by value
-
-
-class Swizzle(enum.IntEnum):
-    """How 16-byte pieces are permuted in shared memory (CUtensorMapSwizzle)."""
-
-    NONE = 0
-    BYTES_32 = 1
-    BYTES_64 = 2
-    BYTES_128 = 3
 
 
 @functools.cache
-def _encode() -> "ctypes._FuncPointer":
+def _driver_encode() -> Callable[..., int]:
     try:
         function = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
     except (OSError, AttributeError) as error:
@@ -35,42 +31,45 @@ def _encode() -> "ctypes._FuncPointer":
     return function
 
 
-def empty_tensor_map() -> TensorMap:
-    """A map for kernels built without the copy engine, which never read it."""
-    return np.zeros(1, dtype=f"V{TENSOR_MAP_BYTES}")
+def empty() -> np.ndarray:
+    """A descriptor for kernels built without the copy engine, which never read it."""
+    return np.zeros(1, dtype=f"V{_BYTES}")
 
 
-def tiled_16bit(
-    address: int, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int], swizzle: Swizzle
-) -> TensorMap:
-    """Describe a tensor of 16-bit elements.
+def encode(
+    address: int, dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]
+) -> np.ndarray:
+    """Describe a tensor whose boxes land in shared memory with the 128-byte swizzle.
 
     Args:
-        address: of element 0, a multiple of 16.
-        sizes: elements of each dimension, innermost first, 1 to 5 of them.
+        address: of element 0 on the device, a multiple of 16.
+        dtype: bf16 or fp16.
+        sizes: elements of each dimension, innermost first, 2 to 5 of them.
         strides: bytes from an index to the next, for all but the innermost dimension.
-        box: elements that one copy brings, innermost first.
+        box: elements that one copy brings, innermost first; what lies outside `sizes` is zero.
     Raises:
         UnsupportedShapeError: the driver refuses the combination.
         DriverMissingError: no libcuda, or one without tensor maps.
     """
     rank = len(sizes)
-    holder = np.zeros(TENSOR_MAP_BYTES + 64, dtype=np.uint8)
-    offset = -holder.ctypes.data % 64
-    status = _encode()(
+    holder = np.zeros(_BYTES + _ALIGNMENT, dtype=np.uint8)
+    offset = -holder.ctypes.data % _ALIGNMENT
+    status = _driver_encode()(
         ctypes.c_void_p(holder.ctypes.data + offset),
-        _UINT16,
+        ctypes.c_int((_BFLOAT16, _FLOAT16)[dtype_code(dtype)]),
         ctypes.c_uint32(rank),
         ctypes.c_void_p(address),
         (ctypes.c_uint64 * rank)(*sizes),
-        (ctypes.c_uint64 * max(rank - 1, 1))(*strides),
+        (ctypes.c_uint64 * (rank - 1))(*strides),
         (ctypes.c_uint32 * rank)(*box),
         (ctypes.c_uint32 * rank)(*([1] * rank)),
-        0,
-        int(swizzle),
-        _PROMOTE_L2_256B,
-        0,
+        ctypes.c_int(0),
+        ctypes.c_int(_SWIZZLE_128B),
+        ctypes.c_int(_PROMOTE_L2_256B),
+        ctypes.c_int(0),
     )
     if status != 0:
-        raise UnsupportedShapeError(f"tensor map sizes {list(sizes)}, box {list(box)}: driver error {status}")
-    return holder[offset : offset + TENSOR_MAP_BYTES].copy().view(f"V{TENSOR_MAP_BYTES}")
+        raise UnsupportedShapeError(
+            f"tensor map sizes {tuple(sizes)}, box {tuple(box)}: driver error {status}"
+        )
+    return holder[offset : offset + _BYTES].copy().view(f"V{_BYTES}")

@@ -1,0 +1,118 @@
+"""Tile choice of attention_decode: from shapes and a device to defines and shared memory. Pure."""
+
+from dataclasses import dataclass
+
+from engine.backends.cuda.errors import UnsupportedShapeError
+from engine.backends.cuda.target import DeviceFacts
+
+MAX_SPLITS = 128  # of one request; its split size doubles until that holds
+HEAD_DIMS = (64, 96, 128, 256)
+MAX_QUERIES = 8
+MAX_GROUP = 16
+MAX_STAGES = 12
+
+
+@dataclass(frozen=True)
+class DecodeShape:
+    """What fixes a build of the kernel.
+
+    Attributes:
+        head_dim: 64, 96, 128 or 256.
+        group: query heads per KV head, 1 to 16.
+        queries: new tokens of each request, 1 to 8.
+        block_size: tokens of a KV block, a power of two from 16 to 128.
+        dtype: code of the element type, see dtypes.py.
+    """
+
+    head_dim: int
+    group: int
+    queries: int
+    block_size: int
+    dtype: int
+
+    def __post_init__(self) -> None:
+        if self.head_dim not in HEAD_DIMS:
+            raise UnsupportedShapeError(f"head_dim {self.head_dim}: attention_decode takes {HEAD_DIMS}")
+        if not 1 <= self.group <= MAX_GROUP:
+            raise UnsupportedShapeError(f"query heads per KV head {self.group}: 1 to {MAX_GROUP}")
+        if not 1 <= self.queries <= MAX_QUERIES:
+            raise UnsupportedShapeError(f"queries {self.queries}: 1 to {MAX_QUERIES} tokens a request")
+        if self.block_size not in (16, 32, 64, 128):
+            raise UnsupportedShapeError(f"block_size {self.block_size}: 16, 32, 64 or 128")
+
+    @property
+    def rows(self) -> int:
+        """Query rows of one KV head."""
+        return self.group * self.queries
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of the tensor-core tiles that hold them."""
+        return next(rows for rows in (8, 16, 32, 64, 128) if rows >= self.rows)
+
+
+@dataclass(frozen=True)
+class DecodeTiles:
+    """A build: its defines, and what to launch it with."""
+
+    tile: int
+    stages: int
+    tma: bool
+    threads: int
+    shared_bytes: int
+
+    def defines(self, shape: DecodeShape) -> dict[str, int | str]:
+        """Macros of attention_decode.cu."""
+        return {
+            "DTYPE": shape.dtype,
+            "HEAD_DIM": shape.head_dim,
+            "ROWS": shape.padded_rows,
+            "TILE": self.tile,
+            "STAGES": self.stages,
+            "TMA": int(self.tma),
+            "SHARED_BYTES": self.shared_bytes,
+        }
+
+
+def split_size(head_dim: int, length: int) -> int:
+    """Tokens of a split of a request of `length` tokens; depends on nothing else of the batch."""
+    size = 1024 if head_dim <= 96 else 512
+    while length > size * MAX_SPLITS:
+        size *= 2
+    return size
+
+
+def choose_tiles(shape: DecodeShape, device: DeviceFacts, *, tma: bool | None = None) -> DecodeTiles:
+    """Pick tile, ring depth and fill for a device.
+
+    Args:
+        tma: force the copy engine on or off; None takes it where the device has it.
+    Raises:
+        UnsupportedShapeError: the device's shared memory cannot hold two stages.
+    """
+    rows = shape.padded_rows
+    if shape.head_dim == 256:
+        tile = 16 if rows == 128 else 32
+    else:
+        tile = 32 if rows == 128 else 64
+    row_tiles = max(1, rows // 16)
+    consumers = 8 if row_tiles == 8 else 4
+    key_groups = consumers // row_tiles
+    panels = -(-shape.head_dim // 64)
+    stage_bytes = 2 * panels * tile * 128
+    query_bytes = consumers * panels * 2048 if shape.head_dim == 256 or rows == 128 else 0
+    merge_floats = key_groups * rows * (shape.head_dim + 8) if key_groups > 1 else rows * MAX_SPLITS
+    fixed = query_bytes + merge_floats * 4 + key_groups * rows * 8 + 16
+    stages = min((device.shared_bytes_per_block - fixed) // (stage_bytes + 16), MAX_STAGES)
+    if stages < 2:
+        raise UnsupportedShapeError(
+            f"attention_decode with head_dim {shape.head_dim} and {shape.rows} rows needs "
+            f"{fixed + 2 * (stage_bytes + 16)} bytes of shared memory; {device.name} has {device.shared_bytes_per_block}"
+        )
+    return DecodeTiles(
+        tile=tile,
+        stages=stages,
+        tma=device.major >= 9 if tma is None else tma,
+        threads=(consumers + 2) * 32,
+        shared_bytes=fixed + stages * (stage_bytes + 16),
+    )
