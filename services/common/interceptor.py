@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar, cast
 
 import grpc
@@ -18,7 +19,7 @@ Translate = Callable[[Exception], BatonError | None]
 Context = grpc.aio.ServicerContext[Message, Message]
 ErrorListener = Callable[[BatonError], None]
 UnaryBehaviour = Callable[[Message, Context], Awaitable[Message]]
-StreamBehaviour = Callable[[Message, Context], AsyncIterator[Message]]
+StreamBehaviour = Callable[[Message, Context], AsyncGenerator[Message, None]]
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -82,11 +83,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _stream(self, behaviour: StreamBehaviour, method: str) -> StreamBehaviour:
-        async def call(request: Message, context: Context) -> AsyncIterator[Message]:
+        async def call(request: Message, context: Context) -> AsyncGenerator[Message, None]:
             request_id_var.set(getattr(request, "request_id", ""))
             try:
-                async for response in behaviour(request, context):
-                    yield response
+                # Closed here, so that the handler's cleanup does not wait for garbage collection.
+                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
             except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
                 raise
             except Exception as error:
