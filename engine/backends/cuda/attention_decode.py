@@ -92,12 +92,12 @@ class AttentionDecode:
         self._block_rows = layers * 2 * kv_heads * block_size
         self._map = tensor_map.empty()
         if self._tiles.tma:
-            self._map = tensor_map.encode(
+            self._map = tensor_map.tiled_16bit(
                 pool.data_ptr(),
-                pool.dtype,
                 sizes=(head_dim, num_blocks * self._block_rows),
                 strides=(head_dim * 2,),
                 box=(64, min(block_size, self._tiles.tile)),
+                swizzle=tensor_map.Swizzle.BYTES_128,
             )
         splits = limits.batch + limits.tokens // split_size(head_dim, 1)
         rows = splits * kv_heads * self._shape.rows

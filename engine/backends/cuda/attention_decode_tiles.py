@@ -107,7 +107,8 @@ def choose_tiles(shape: DecodeShape, device: DeviceFacts, *, tma: bool | None = 
     if stages < 2:
         raise UnsupportedShapeError(
             f"attention_decode with head_dim {shape.head_dim} and {shape.rows} rows needs "
-            f"{fixed + 2 * (stage_bytes + 16)} bytes of shared memory; {device.name} has {device.shared_bytes_per_block}"
+            f"{fixed + 2 * (stage_bytes + 16)} bytes of shared memory; "
+            f"{device.name} has {device.shared_bytes_per_block}"
         )
     return DecodeTiles(
         tile=tile,

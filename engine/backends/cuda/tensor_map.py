@@ -4,25 +4,31 @@ A descriptor is a one-element NumPy array of 128 bytes, which a launch passes by
 """
 
 import ctypes
+import enum
 import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
-from engine.backends.cuda.dtypes import dtype_code
 from engine.backends.cuda.errors import DriverMissingError, UnsupportedShapeError
 
 _BYTES = 128
 _ALIGNMENT = 64
-# CUtensorMapDataType, by dtype code.
-_BFLOAT16, _FLOAT16 = 9, 6
-_SWIZZLE_128B = 3  # CU_TENSOR_MAP_SWIZZLE_128B: 16-byte pieces of a 128-byte row are XORed with row % 8
+_UINT16 = 1  # CU_TENSOR_MAP_DATA_TYPE_UINT16: bits are moved, so bf16 and fp16 are the same to it
 _PROMOTE_L2_256B = 3
 
 
+class Swizzle(enum.IntEnum):
+    """How 16-byte pieces are permuted in shared memory (CUtensorMapSwizzle)."""
+
+    NONE = 0
+    BYTES_32 = 1
+    BYTES_64 = 2
+    BYTES_128 = 3
+
+
 @functools.cache
-def _driver_encode() -> Callable[..., int]:
+def _encode() -> Callable[..., int]:
     try:
         function = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
     except (OSError, AttributeError) as error:
@@ -36,14 +42,13 @@ def empty() -> np.ndarray:
     return np.zeros(1, dtype=f"V{_BYTES}")
 
 
-def encode(
-    address: int, dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]
+def tiled_16bit(
+    address: int, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int], swizzle: Swizzle
 ) -> np.ndarray:
-    """Describe a tensor whose boxes land in shared memory with the 128-byte swizzle.
+    """Describe a tensor of 16-bit elements.
 
     Args:
         address: of element 0 on the device, a multiple of 16.
-        dtype: bf16 or fp16.
         sizes: elements of each dimension, innermost first, 2 to 5 of them.
         strides: bytes from an index to the next, for all but the innermost dimension.
         box: elements that one copy brings, innermost first; what lies outside `sizes` is zero.
@@ -54,9 +59,9 @@ def encode(
     rank = len(sizes)
     holder = np.zeros(_BYTES + _ALIGNMENT, dtype=np.uint8)
     offset = -holder.ctypes.data % _ALIGNMENT
-    status = _driver_encode()(
+    status = _encode()(
         ctypes.c_void_p(holder.ctypes.data + offset),
-        ctypes.c_int((_BFLOAT16, _FLOAT16)[dtype_code(dtype)]),
+        ctypes.c_int(_UINT16),
         ctypes.c_uint32(rank),
         ctypes.c_void_p(address),
         (ctypes.c_uint64 * rank)(*sizes),
@@ -64,7 +69,7 @@ def encode(
         (ctypes.c_uint32 * rank)(*box),
         (ctypes.c_uint32 * rank)(*([1] * rank)),
         ctypes.c_int(0),
-        ctypes.c_int(_SWIZZLE_128B),
+        ctypes.c_int(int(swizzle)),
         ctypes.c_int(_PROMOTE_L2_256B),
         ctypes.c_int(0),
     )
