@@ -204,19 +204,23 @@ class AttentionPrefill:
         )
 
     def _encode_q(self, address: int, num_tokens: int, token_stride: int) -> np.ndarray:
-        return tensor_map.encode(
+        return tensor_map.tiled_16bit(
             address,
-            self.dtype,
             (self.head_dim, self.num_heads, num_tokens),
             (self.head_dim * 2, token_stride * 2),
             (_SWIZZLED_COLUMN, self.pack, self.tiling.rows // self.pack),
+            tensor_map.Swizzle.BYTES_128,
         )
 
     def _encode_kv(self, address: int, shape: torch.Size) -> np.ndarray:
         rows = math.prod(shape[:-1])
         box = math.gcd(self.block_size, self.tiling.keys)
-        return tensor_map.encode(
-            address, self.dtype, (self.head_dim, rows), (self.head_dim * 2,), (_SWIZZLED_COLUMN, box)
+        return tensor_map.tiled_16bit(
+            address,
+            (self.head_dim, rows),
+            (self.head_dim * 2,),
+            (_SWIZZLED_COLUMN, box),
+            tensor_map.Swizzle.BYTES_128,
         )
 
 
