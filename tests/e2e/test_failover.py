@@ -1,0 +1,61 @@
+"""A worker killed under way costs a pause: every stream ends with exactly the undisturbed tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from baton.client import Client
+from baton.cluster import LocalCluster
+from baton.generation import Answer
+from baton.process import ServiceProcess
+from tests.support.golden import varied_prompts
+from tests.support.traffic import complete_all, loads, used_blocks, wait_for
+
+OPTIONS = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 64}
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_kill_one_of_two(role: Literal["prefill", "decode"], model_dir: Path) -> None:
+    corpus = max(varied_prompts(model_dir), key=len)
+    prompts = [corpus[at : at + 400 + 37 * at] for at in range(12)]
+    with LocalCluster(prefill=2, decode=2) as cluster, Client(cluster.gateway_address) as client:
+        undisturbed = asyncio.run(complete_all(cluster.gateway_address, prompts, **OPTIONS))
+        salted = OPTIONS | {"cache_salt": f"again-{role}"}
+
+        async def run() -> list[object]:
+            task = asyncio.create_task(complete_all(cluster.gateway_address, prompts, **salted))
+            victim = await _busy(cluster, client, role)
+            cluster.kill(victim)
+            return list(await task)
+
+        disturbed = asyncio.run(run())
+        survivors = {worker.name for worker in cluster.workers if worker.exit_status is None}
+        assert len(survivors) == 3
+        wait_for(
+            "the survivors' blocks given back",
+            lambda: not any(used for name, used in used_blocks(client).items() if name in survivors),
+            15.0,
+        )
+    retries = 0
+    for calm, rough in zip(undisturbed, disturbed, strict=True):
+        assert isinstance(calm, Answer), calm
+        assert isinstance(rough, Answer), rough
+        assert rough.token_ids == calm.token_ids
+        retries += rough.finished.handoff.retries
+    assert retries > 0, "the kill hit nobody"
+
+
+async def _busy(cluster: LocalCluster, client: Client, role: str) -> ServiceProcess:
+    """Wait until a worker of the role has work under way, and return its process."""
+    for _ in range(1000):
+        await asyncio.sleep(0.02)
+        load = await asyncio.to_thread(loads, client)
+        for worker in cluster.workers:
+            if worker.role == role and load[worker.name].running > 0:
+                if role == "decode":
+                    await asyncio.sleep(0.5)
+                return worker
+    raise AssertionError(f"no {role} worker was ever busy")

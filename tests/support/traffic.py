@@ -1,0 +1,50 @@
+"""Sends requests to a cluster at once, and waits for what workers report."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from baton.aio import AsyncClient
+from baton.client import Client
+from baton.errors import RequestError
+from baton.generation import Answer
+from baton.v1 import registry_pb2
+
+
+async def complete_all(
+    address: str, prompts: Sequence[Sequence[int]], *, at_once: int = 1000, **options: Any
+) -> list[Answer | RequestError]:
+    """Send every prompt (token ids), `at_once` at a time; the answers and errors, in order."""
+    gate = asyncio.Semaphore(at_once)
+    async with AsyncClient(address) as client:
+
+        async def one(prompt: Sequence[int]) -> Answer | RequestError:
+            async with gate:
+                try:
+                    return await client.complete(token_ids=prompt, **options)
+                except RequestError as error:
+                    return error
+
+        return await asyncio.gather(*(one(prompt) for prompt in prompts))
+
+
+def loads(client: Client) -> dict[str, registry_pb2.WorkerLoad]:
+    """Return the last reported load of each worker."""
+    return {status.info.worker_id: status.load for status in client.workers().workers}
+
+
+def used_blocks(client: Client) -> dict[str, int]:
+    """Return the blocks in use of each worker."""
+    return {worker: load.used_blocks for worker, load in loads(client).items()}
+
+
+def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> float:
+    """Poll until the condition holds; the seconds that it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < timeout_s, f"{what}: not after {timeout_s:g} s"
+        time.sleep(0.02)
+    return time.monotonic() - start
