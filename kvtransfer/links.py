@@ -1,0 +1,50 @@
+"""What carries frames: a listener at the receiver, a link at the sender.
+
+Both belong to one `IoLoop`: every method but `open_link`'s work runs on it, and so do the callbacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from kvtransfer.frames import Payload
+
+Route = bytes
+FrameFromSender = Callable[[Route, Payload, Payload], None]
+FrameFromReceiver = Callable[[Payload, Payload], None]
+
+
+class Listener(Protocol):
+    """A receiver's end; frames come from many senders, each known by its route."""
+
+    endpoint: str
+
+    def start(self, on_frame: FrameFromSender) -> None:
+        """Begin to take frames."""
+
+    def send(self, route: Route, header: bytes, payload: bytes = b"") -> None:
+        """Send a frame to one sender; dropped if that sender is gone."""
+
+    def close(self) -> None:
+        """Stop; frames already taken to be sent still go out within a short time."""
+
+
+class Link(Protocol):
+    """A sender's end, to one receiver; frames keep their order."""
+
+    def send(self, header: bytes, payload: Payload = b"") -> None:
+        """Send a frame; a large payload is not copied and must not change until answered."""
+
+    def close(self, linger_ms: int) -> None:
+        """Stop; frames taken to be sent go out if that takes no longer than `linger_ms`."""
+
+
+class DirectWriter(Protocol):
+    """Writes straight into a receiver's blocks; used by one copy thread."""
+
+    def write(self, group: int, target_block_id: int, source_block_id: int) -> None:
+        """Copy one block; it is in place when this returns."""
+
+    def close(self) -> None:
+        """Give up the receiver's memory."""

@@ -1,0 +1,368 @@
+"""One transfer, as its sender sees it: OPEN -> GRANT -> blocks -> COMMIT -> ACK."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from kvtransfer.copier import WriteGate
+from kvtransfer.errors import (
+    AbortedError,
+    InvalidTransferError,
+    KvTransferError,
+    LeaseExpiredError,
+    ReceiverGoneError,
+    RejectedError,
+    StoppedError,
+    TransferError,
+)
+from kvtransfer.frames import MAX_CONTROL_BYTES, Header, Kind, Payload
+from kvtransfer.payloads import OpenFacts, decode_reason, encode_reason
+
+if TYPE_CHECKING:
+    from kvtransfer.peer_link import PeerLink
+
+# The sender stops before the receiver takes the blocks back: it counts a shorter lease,
+# and from when it sent what was answered, not from the answer.
+SENDER_LEASE_SHARE = 0.8
+RENEWALS_PER_LEASE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TransferStats:
+    """What a finished transfer did.
+
+    Attributes:
+        transport: name.
+        blocks: blocks sent, over all groups.
+        bytes: bytes sent, headers excluded.
+        exposed_s: from commit() until the receiver's ACK, seconds.
+    """
+
+    transport: str
+    blocks: int
+    bytes: int
+    exposed_s: float
+
+
+class _State(enum.Enum):
+    OPENING = enum.auto()
+    OPEN = enum.auto()
+    COMMITTING = enum.auto()
+    ABORTING = enum.auto()
+    DONE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Blocks of one push: position `first_index + i` comes from `source_block_ids[i]`."""
+
+    group: int
+    first_index: int
+    source_block_ids: tuple[int, ...]
+
+
+class OutboundTransfer:
+    """Pushes blocks, then commits or fails.
+
+    `push`, `commit` and `fail` may be called from any thread, one at a time, and return at
+    once. The rest runs on the sender's loop.
+
+    Attributes:
+        transfer_id: minted by the gateway.
+        epoch: the attempt.
+        done: `TransferStats` after the receiver's ACK, or a `TransferError` (or `ClosedError`);
+            only then may the pushed source blocks change.
+    """
+
+    def __init__(
+        self,
+        link: PeerLink,
+        transfer_id: str,
+        epoch: int,
+        block_ids: Sequence[Sequence[int]],
+        lease_s: float,
+    ) -> None:
+        self.transfer_id = transfer_id
+        self.epoch = epoch
+        self.done: Future[TransferStats] = Future()
+        self.done.set_running_or_notify_cancel()  # it cannot be cancelled, only failed
+        self._link = link
+        self._block_ids = tuple(tuple(ids) for ids in block_ids)
+        self._lease_s = lease_s
+        self._pushed = [bytearray(len(ids)) for ids in self._block_ids]
+        self._closing = False
+        self._state = _State.OPENING
+        self._gate = WriteGate(link.writer, link.clock) if link.writer is not None else None
+        self._queue: deque[_Run] = deque()
+        self._num_queued = 0
+        self._num_sent = 0
+        self._num_bytes = 0
+        self._limit = 0
+        self._payload: bytes | None = None
+        self._failure = b""
+        self._commit_called_at = 0.0
+        self._sequence = 0
+        self._sent_at: dict[int, float] = {}
+        self._deadline = 0.0
+        self._next_renewal = 0.0
+        self._room_since = 0.0
+
+    def push(self, group: int, first_index: int, src_block_ids: Sequence[int]) -> None:
+        """Send blocks; positions may come in any order, each at most once.
+
+        Args:
+            group: index of the region.
+            first_index: position of the first block in the transfer's block ids.
+            src_block_ids: blocks of the sender's region; must not change until `done`.
+        Raises:
+            InvalidTransferError: out of range, already pushed, or after commit() or fail().
+        """
+        if self._closing:
+            raise InvalidTransferError("push", "the transfer was committed or failed already")
+        if not 0 <= group < len(self._block_ids):
+            raise InvalidTransferError("group", f"{group} is not below {len(self._block_ids)}")
+        pushed, end = self._pushed[group], first_index + len(src_block_ids)
+        if not 0 <= first_index <= end <= len(pushed):
+            raise InvalidTransferError(
+                "first_index", f"blocks {first_index} to {end} of {len(pushed)} in group {group}"
+            )
+        num_source_blocks = len(self._link.sources[group])
+        for block_id in src_block_ids:
+            if not 0 <= block_id < num_source_blocks:
+                raise InvalidTransferError("src_block_ids", f"{block_id} is not below {num_source_blocks}")
+        if any(pushed[first_index:end]):
+            raise InvalidTransferError("first_index", f"blocks {first_index} to {end} were pushed before")
+        pushed[first_index:end] = b"\1" * (end - first_index)
+        if src_block_ids:
+            self._link.loop.post(partial(self._enqueue, _Run(group, first_index, tuple(src_block_ids))))
+
+    def commit(self, payload: bytes) -> None:
+        """Announce that all is pushed; `done` tells when the receiver has it.
+
+        Args:
+            payload: handed to the receiver's `Committed`; at most 1 MiB.
+        Raises:
+            InvalidTransferError: too large, or after commit() or fail().
+        """
+        if self._closing:
+            raise InvalidTransferError("commit", "the transfer was committed or failed already")
+        if len(payload) > MAX_CONTROL_BYTES:
+            raise InvalidTransferError("payload", f"{len(payload)} bytes, at most {MAX_CONTROL_BYTES}")
+        self._closing = True
+        self._commit_called_at = time.perf_counter()
+        self._link.loop.post(partial(self._begin_commit, bytes(payload)))
+
+    def fail(self, reason: str, message: str) -> None:
+        """Give up and tell the receiver; `done` then raises `AbortedError`. Idempotent."""
+        self._closing = True
+        self._link.loop.post(partial(self._begin_abort, reason, message))
+
+    # What follows runs on the sender's loop.
+
+    def start(self) -> None:
+        """Ask the receiver to let this transfer write."""
+        now = self._link.clock()
+        self._deadline = now + SENDER_LEASE_SHARE * self._lease_s
+        self._room_since = now
+        self._renew(now)
+
+    def handle(self, header: Header, payload: Payload) -> None:
+        """Take the receiver's answer."""
+        if self._state is _State.DONE:
+            return
+        if header.kind in (Kind.GRANT, Kind.WAIT):
+            self._extend(header.sequence)
+            if header.kind is Kind.GRANT:
+                self._grant(header.count)
+        elif header.kind is Kind.STOP:
+            self.end(
+                StoppedError(f"transfer {self.transfer_id!r}, epoch {self.epoch}: stopped by the receiver")
+            )
+        elif header.kind is Kind.REJECT:
+            reason, message = decode_reason(payload)
+            self.end(RejectedError(reason, message))
+        elif header.kind is Kind.ACK and self._state is _State.COMMITTING:
+            self._finish()
+        elif header.kind is Kind.ACK and self._state is _State.ABORTING:
+            self.end(AbortedError("fail() was called"))
+
+    def tick(self, now: float) -> None:
+        """Renew the lease, or notice that it is gone."""
+        if self._state is _State.DONE:
+            return
+        if now >= self._deadline:
+            self._expire()
+        elif self._starving(now):
+            self._give_up(LeaseExpiredError(f"the receiver granted no room for {self._lease_s:g} s"))
+        elif now >= self._next_renewal:
+            self._renew(now)
+
+    def _starving(self, now: float) -> bool:
+        waits = self._state is _State.OPEN and bool(self._queue)
+        return waits and now - self._room_since >= self._lease_s
+
+    def end(self, error: KvTransferError) -> None:
+        """End without ACK: nothing is written any more once this returns."""
+        if self._state is _State.DONE:
+            return
+        self._close_gate()
+        if self._state is _State.ABORTING and isinstance(error, TransferError):
+            error = AbortedError(f"fail() was called; then: {error}")
+        self._state = _State.DONE
+        self._link.remove(self)
+        self.done.set_exception(error)
+
+    def tell_failed(self, reason: str, message: str) -> None:
+        """Stop writing, then tell the receiver."""
+        self._close_gate()
+        self._send(Kind.FAIL, encode_reason(reason, message))
+
+    def _close_gate(self) -> None:
+        self._queue.clear()
+        if self._gate is not None:
+            self._gate.close()
+
+    def _enqueue(self, run: _Run) -> None:
+        if self._state in (_State.OPENING, _State.OPEN):
+            if not self._queue:
+                self._room_since = self._link.clock()
+            self._queue.append(run)
+            self._num_queued += len(run.source_block_ids)
+            self._pump()
+
+    def _begin_commit(self, payload: bytes) -> None:
+        self._payload = payload
+        self._pump()
+
+    def _begin_abort(self, reason: str, message: str) -> None:
+        if self._state in (_State.ABORTING, _State.DONE):
+            return
+        self._state = _State.ABORTING
+        self._close_gate()
+        self._failure = encode_reason(reason, message)
+        self._send(Kind.FAIL, self._failure)
+
+    def _extend(self, sequence: int) -> None:
+        sent_at = self._sent_at.get(sequence)
+        if sent_at is None:
+            return
+        self._sent_at = {number: at for number, at in self._sent_at.items() if number > sequence}
+        self._deadline = max(self._deadline, sent_at + SENDER_LEASE_SHARE * self._lease_s)
+        if self._gate is not None and self._state is not _State.OPENING:
+            self._gate.deadline = self._deadline
+
+    def _grant(self, limit: int) -> None:
+        if limit > self._limit:
+            self._limit = limit
+            self._room_since = self._link.clock()
+        if self._state is _State.OPENING:
+            self._state = _State.OPEN
+            if self._gate is not None:
+                self._gate.deadline = self._deadline
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what may be sent; commit when all is."""
+        if self._state is not _State.OPEN:
+            return
+        if self._gate is not None:
+            while self._queue:
+                self._link.copier.submit(partial(self._copy, self._gate, self._queue.popleft()))
+        else:
+            self._send_blocks()
+        if self._payload is not None and self._num_sent == self._num_queued:
+            self._state = _State.COMMITTING
+            self._send_commit(0)
+
+    def _send_blocks(self) -> None:
+        while self._queue and self._num_sent < self._limit:
+            run = self._queue.popleft()
+            room = self._limit - self._num_sent
+            for offset, block_id in enumerate(run.source_block_ids[:room]):
+                block = self._link.sources[run.group][block_id]
+                self._send(Kind.BLOCK, block.data, run.group, run.first_index + offset, 1)
+                self._num_bytes += block.nbytes
+            sent = min(room, len(run.source_block_ids))
+            self._num_sent += sent
+            if sent < len(run.source_block_ids):
+                self._queue.appendleft(_Run(run.group, run.first_index + sent, run.source_block_ids[sent:]))
+
+    def _copy(self, gate: WriteGate, run: _Run) -> None:
+        """Write one run into the receiver's blocks; on the copy thread."""
+        post = self._link.loop.post
+        try:
+            for offset, block_id in enumerate(run.source_block_ids):
+                if not gate.write(run.group, self._block_ids[run.group][run.first_index + offset], block_id):
+                    post(self._come_too_late)
+                    return
+        except Exception as error:
+            post(partial(self._give_up, TransferError(f"a block could not be written: {error!r}")))
+            return
+        post(partial(self._placed, run))
+
+    def _come_too_late(self) -> None:
+        if self._state is _State.OPEN:
+            self._expire()
+
+    def _placed(self, run: _Run) -> None:
+        if self._state is not _State.OPEN:
+            return
+        num_blocks = len(run.source_block_ids)
+        self._num_sent += num_blocks
+        self._num_bytes += num_blocks * self._link.sources[run.group].shape[1]
+        self._send(Kind.PLACED, b"", run.group, run.first_index, num_blocks)
+        self._pump()
+
+    def _renew(self, now: float) -> None:
+        self._sequence += 1
+        self._sent_at[self._sequence] = now
+        self._next_renewal = now + self._lease_s / RENEWALS_PER_LEASE
+        if self._state is _State.OPENING:
+            facts = OpenFacts(round(self._lease_s * 1000), self._link.transport, self._link.liveness_name)
+            self._send(Kind.OPEN, facts.encode(), sequence=self._sequence)
+        elif self._state is _State.COMMITTING:
+            self._send_commit(self._sequence)
+        elif self._state is _State.ABORTING:
+            self._send(Kind.FAIL, self._failure, sequence=self._sequence)
+        else:
+            self._send(Kind.RENEW, sequence=self._sequence)
+
+    def _send_commit(self, sequence: int) -> None:
+        self._send(Kind.COMMIT, self._payload or b"", count=self._num_sent, sequence=sequence)
+
+    def _finish(self) -> None:
+        self._state = _State.DONE
+        self._link.remove(self)
+        exposed_s = time.perf_counter() - self._commit_called_at
+        self.done.set_result(TransferStats(self._link.transport, self._num_sent, self._num_bytes, exposed_s))
+
+    def _expire(self) -> None:
+        if self._state is _State.OPENING:
+            self._give_up(ReceiverGoneError(f"{self._link.peer.endpoint} does not answer"))
+        else:
+            self._give_up(LeaseExpiredError(f"no answer from {self._link.peer.endpoint} for most of a lease"))
+
+    def _give_up(self, error: TransferError) -> None:
+        if self._state is not _State.DONE:
+            self.tell_failed("SENDER_GAVE_UP", str(error))
+            self.end(error)
+
+    def _send(
+        self,
+        kind: Kind,
+        payload: Payload = b"",
+        group: int = 0,
+        first_index: int = 0,
+        count: int = 0,
+        sequence: int = 0,
+    ) -> None:
+        incarnation = self._link.peer.incarnation
+        header = Header(kind, self.transfer_id, self.epoch, incarnation, group, first_index, count, sequence)
+        self._link.send(header, payload)

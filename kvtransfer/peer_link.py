@@ -1,0 +1,120 @@
+"""A sender's open connection to one incarnation of one receiver."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from kvtransfer.copier import Copier
+from kvtransfer.errors import FrameError, KvTransferError, ReceiverGoneError
+from kvtransfer.frames import Header, Kind, Payload, decode, encode
+from kvtransfer.io_loop import IoLoop
+from kvtransfer.links import DirectWriter, Link
+from kvtransfer.outbound import OutboundTransfer
+from kvtransfer.peer import Peer
+from kvtransfer.region import Blocks
+
+logger = logging.getLogger(__name__)
+
+
+class PeerLink:
+    """Routes answers to transfers; all but the constructor runs on the sender's loop.
+
+    Attributes:
+        peer: the receiver.
+        transport: how blocks travel.
+        loop, clock, copier: the sender's.
+        sources: the sender's blocks, one array a group.
+        writer: for a transport that writes directly; None: blocks travel as frames.
+        liveness_name: of the sender's liveness file; empty if there is no writer.
+        drops: frames ignored, by why.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        transport: str,
+        loop: IoLoop,
+        clock: Callable[[], float],
+        copier: Copier,
+        sources: Sequence[Blocks],
+        writer: DirectWriter | None,
+        liveness_name: str,
+    ) -> None:
+        self.peer = peer
+        self.transport = transport
+        self.loop = loop
+        self.clock = clock
+        self.copier = copier
+        self.sources = sources
+        self.writer = writer
+        self.liveness_name = liveness_name
+        self.drops: Counter[str] = Counter()
+        self._wire: Link | None = None
+        self._transfers: dict[tuple[str, int], OutboundTransfer] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether transfers are under way."""
+        return bool(self._transfers)
+
+    def attach(self, wire: Link) -> None:
+        """Use a link for frames."""
+        self._wire = wire
+
+    def add(self, transfer: OutboundTransfer) -> bool:
+        """Start a transfer; False if that id and epoch is under way already."""
+        key = (transfer.transfer_id, transfer.epoch)
+        if self._wire is None:
+            transfer.end(ReceiverGoneError(f"the link to {self.peer.endpoint} was closed"))
+            return True
+        if key in self._transfers:
+            return False
+        self._transfers[key] = transfer
+        transfer.start()
+        return True
+
+    def remove(self, transfer: OutboundTransfer) -> None:
+        """Forget a finished transfer."""
+        self._transfers.pop((transfer.transfer_id, transfer.epoch), None)
+
+    def send(self, header: Header, payload: Payload = b"") -> None:
+        """Send a frame, if the link stands."""
+        if self._wire is not None:
+            self._wire.send(encode(header, payload), payload)
+
+    def on_frame(self, raw: Payload, payload: Payload) -> None:
+        """Take a frame from the receiver; what is malformed or foreign is counted and dropped."""
+        try:
+            header = decode(raw, payload)
+            if header.incarnation != self.peer.incarnation:
+                self.drops["wrong_incarnation"] += 1
+                return
+            transfer = self._transfers.get((header.transfer_id, header.epoch))
+            if transfer is not None:
+                transfer.handle(header, payload)
+        except FrameError as error:
+            if not self.drops["malformed"]:
+                logger.warning("dropped a frame from %s: %s", self.peer.endpoint, error)
+            self.drops["malformed"] += 1
+            return
+        if header.kind is Kind.STOP:
+            # Also for a transfer long gone: the receiver waits to hear that nothing writes.
+            self.send(Header(Kind.STOPPED, header.transfer_id, header.epoch, header.incarnation))
+
+    def tick(self, now: float) -> None:
+        """Let transfers look at the time."""
+        for transfer in list(self._transfers.values()):
+            transfer.tick(now)
+
+    def close(self, error: KvTransferError, reason: str, linger_ms: int) -> None:
+        """End every transfer, tell the receiver if it is there, and disconnect."""
+        for transfer in list(self._transfers.values()):
+            transfer.tell_failed(reason, str(error))
+            transfer.end(error)
+        if self._wire is not None:
+            self._wire.close(linger_ms)
+            self._wire = None
+        if self.writer is not None:
+            self.writer.close()

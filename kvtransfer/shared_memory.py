@@ -1,0 +1,129 @@
+"""Shared memory, and the transport that writes into a receiver's mapped pool.
+
+`multiprocessing.shared_memory` is not used: its resource tracker unlinks memory that
+other processes still use.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvtransfer.errors import SharedMemoryError
+from kvtransfer.host import SHM_DIR
+from kvtransfer.locked_file import LockedFile, path_of
+from kvtransfer.region import Blocks, RegionFacts
+
+
+class SharedMemory:
+    """Memory that other processes of this host can map by name.
+
+    Attributes:
+        memory: uint8, writable, zeroed.
+        name: what a `Region` gives as `shm_name`.
+    """
+
+    def __init__(self, file: LockedFile, mapping: mmap.mmap) -> None:
+        self.name = file.name
+        self.memory = memoryview(mapping)
+        self._file = file
+        self._mapping = mapping
+
+    def close(self) -> None:
+        """Unlink the file and give up the memory; idempotent.
+
+        Where arrays still view the memory, it goes when they do; peers that have it
+        mapped keep their mappings.
+        """
+        self._file.close()
+        try:
+            self.memory.release()
+            self._mapping.close()
+        except BufferError:
+            pass
+
+
+def allocate_shared(name_hint: str, num_bytes: int) -> SharedMemory:
+    """Allocate zeroed shared memory, all of it at once.
+
+    Also removes what dead processes left behind. If this process dies, the next
+    allocation of any process on the host does so for it.
+
+    Args:
+        name_hint: becomes part of the name.
+        num_bytes: >= 1.
+    Raises:
+        SharedMemoryError: too little room; the message names what is asked for and what is free.
+    """
+    if num_bytes < 1:
+        raise SharedMemoryError(f"num_bytes must be at least 1, not {num_bytes}")
+    file = LockedFile(name_hint)
+    try:
+        # A sparse file would be granted now and kill the process with SIGBUS later.
+        os.posix_fallocate(file.fd, 0, num_bytes)
+        mapping = mmap.mmap(file.fd, num_bytes)
+    except (OSError, OverflowError, ValueError) as error:
+        file.close()
+        raise SharedMemoryError(_describe_failure(error, num_bytes)) from error
+    return SharedMemory(file, mapping)
+
+
+def attach_shared(facts: RegionFacts) -> Blocks:
+    """Map another process's region.
+
+    Returns:
+        uint8[num_blocks, block_bytes], writable; unmapped when the last view goes.
+    Raises:
+        SharedMemoryError: the file is gone, not readable, or too small.
+    """
+    path = path_of(facts.shm_name)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SharedMemoryError(f"cannot open {path}: {error.strerror}") from error
+    try:
+        size = os.fstat(fd).st_size
+        if size < facts.num_bytes:
+            raise SharedMemoryError(f"{path} has {size} bytes, its owner announced {facts.num_bytes}")
+        mapping = mmap.mmap(fd, facts.num_bytes)
+    finally:
+        os.close(fd)
+    flat: Blocks = np.frombuffer(mapping, dtype=np.uint8)
+    return flat.reshape(facts.num_blocks, facts.block_bytes)
+
+
+class SharedMemoryWriter:
+    """Copies blocks into a receiver's pool; a `DirectWriter`."""
+
+    def __init__(self, sources: Sequence[Blocks], receiver_regions: Sequence[RegionFacts]) -> None:
+        """Map the receiver's regions.
+
+        Raises:
+            SharedMemoryError: a region cannot be mapped.
+        """
+        self._sources = list(sources)
+        self._targets = [attach_shared(facts) for facts in receiver_regions]
+
+    def write(self, group: int, target_block_id: int, source_block_id: int) -> None:
+        """Copy one block; in place when this returns. Lets go of the GIL meanwhile."""
+        np.copyto(self._targets[group][target_block_id], self._sources[group][source_block_id])
+
+    def close(self) -> None:
+        """Give up the mappings."""
+        self._targets.clear()
+        self._sources.clear()
+
+
+def _describe_failure(error: Exception, num_bytes: int) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
+        stat = os.statvfs(SHM_DIR)
+        return (
+            f"{num_bytes} bytes of shared memory are needed, {SHM_DIR} has {stat.f_bavail * stat.f_frsize} "
+            f"free of {stat.f_blocks * stat.f_frsize}; use a smaller KV pool, or a larger mount "
+            "(containers: --shm-size)"
+        )
+    return f"cannot allocate {num_bytes} bytes of shared memory: {error}"

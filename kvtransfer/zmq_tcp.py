@@ -1,0 +1,156 @@
+"""Frames over ZeroMQ: ROUTER at the receiver, one DEALER a link at the sender."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from kvtransfer.errors import InvalidTransferError
+from kvtransfer.frames import HEADER_BYTES, Payload
+from kvtransfer.io_loop import IoLoop
+from kvtransfer.links import FrameFromReceiver, FrameFromSender, Route
+
+_BATCH = 16  # messages read before the loop looks at its other work
+_CLOSE_LINGER_MS = 200
+
+logger = logging.getLogger(__name__)
+
+
+class ZmqListener:
+    """A `Listener` on a ROUTER socket.
+
+    Attributes:
+        endpoint: "tcp://host:port" as peers reach it.
+    """
+
+    def __init__(self, loop: IoLoop, bind: str, advertise_host: str, max_message_bytes: int) -> None:
+        """Bind.
+
+        Args:
+            loop: owns the socket from `start` on.
+            bind: "tcp://host:port"; port 0 takes a free one.
+            advertise_host: host that peers are told; needed when all interfaces are bound.
+            max_message_bytes: a peer that sends more is disconnected.
+        Raises:
+            InvalidTransferError: the address cannot be bound.
+        """
+        host, _, port = bind.removeprefix("tcp://").rpartition(":")
+        if host in ("*", "0.0.0.0", "[::]") and not advertise_host:
+            raise InvalidTransferError("bind", f"{bind} names no host that a peer could reach")
+        self._loop = loop
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, _CLOSE_LINGER_MS)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+        self._socket.setsockopt(zmq.IPV6, 1 if "[" in host else 0)
+        try:
+            self._socket.bind(f"tcp://{host}:{'*' if port == '0' else port}")
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise InvalidTransferError("bind", f"{bind}: {error.strerror}") from error
+        bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.endpoint = f"tcp://{advertise_host or host}:{bound.rpartition(':')[2]}"
+
+    def start(self, on_frame: FrameFromSender) -> None:
+        """Begin to take frames."""
+        self._loop.add_reader(self._socket, lambda: self._read(on_frame))
+
+    def _read(self, on_frame: FrameFromSender) -> None:
+        for _ in range(_BATCH):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            route, header, payload = parts[0], parts[1] if len(parts) > 1 else None, parts[2:]
+            # What is not header and one payload is handed on as an empty header, to be counted.
+            well_formed = header is not None and len(payload) == 1
+            if header is not None and well_formed:
+                on_frame(route.bytes, header.buffer, payload[0].buffer)
+            else:
+                on_frame(route.bytes, b"", b"")
+
+    def send(self, route: Route, header: bytes, payload: bytes = b"") -> None:
+        """Send a frame to one sender; ZeroMQ drops it if that sender is gone."""
+        try:
+            self._socket.send_multipart([route, header, payload], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            logger.warning("cannot answer a sender: %s", error.strerror)
+
+    def close(self) -> None:
+        """Stop."""
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        self._context.term()
+
+
+class ZmqLink:
+    """A `Link` on a DEALER socket."""
+
+    def __init__(
+        self,
+        loop: IoLoop,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        on_frame: FrameFromReceiver,
+        on_lost: Callable[[], None],
+    ) -> None:
+        """Connect, in the background; on the loop.
+
+        Args:
+            loop: owns the socket.
+            context: the sender's.
+            endpoint: "tcp://host:port".
+            on_frame: called with each answer.
+            on_lost: called once if the connection breaks after it stood.
+        Raises:
+            InvalidTransferError: the endpoint is not an address.
+        """
+        self._loop = loop
+        self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # credits are the limit
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
+        self._socket.setsockopt(zmq.IPV6, 1 if "[" in endpoint else 0)
+        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+            self._socket.close(0)
+            raise InvalidTransferError("endpoint", f"{endpoint!r}: {error.strerror}") from error
+        loop.add_reader(self._socket, lambda: self._read(on_frame))
+        loop.add_reader(self._monitor, lambda: self._read_monitor(on_lost))
+
+    def _read(self, on_frame: FrameFromReceiver) -> None:
+        for _ in range(_BATCH):
+            if self._socket.closed:
+                return
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(parts) == 2 and len(parts[0]) == HEADER_BYTES:
+                on_frame(parts[0], parts[1])
+            else:
+                on_frame(b"", b"")
+
+    def _read_monitor(self, on_lost: Callable[[], None]) -> None:
+        # What the peer said before it went, a REJECT say, was queued before this.
+        recv_monitor_message(self._monitor, zmq.NOBLOCK)
+        on_lost()
+
+    def send(self, header: bytes, payload: Payload = b"") -> None:
+        """Send a frame; the payload of a block is not copied."""
+        self._socket.send(header, zmq.SNDMORE)
+        self._socket.send(payload, copy=False)
+
+    def close(self, linger_ms: int) -> None:
+        """Disconnect."""
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_reader(self._monitor)
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(linger_ms)
