@@ -64,5 +64,8 @@ test-matrix: protos ## the long product: every transport, worker count and chunk
 test-gpu: protos ## tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu $(ARGS)
 
+bench: protos ## a cluster beside Hugging Face generate, on this machine's CPU (ARGS='--rounds 1')
+	$(PY) -m bench.cluster $(ARGS)
+
 clean: ## remove what was generated (not .venv, not the model cache)
 	rm -rf baton/v1 build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

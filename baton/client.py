@@ -1,6 +1,6 @@
 """The client.
 
-with Client("127.0.0.1:50051") as client:
+with Client("127.0.0.1:50050") as client:
     for event in client.chat([{"role": "user", "content": "Hello"}], max_tokens=64):
         if isinstance(event, Delta):
             print(event.text, end="")
@@ -26,7 +26,7 @@ from baton.generation import (
 from baton.rpc_errors import request_error
 from baton.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_ADDRESS = "127.0.0.1:50050"
 GENERATE_TIMEOUT_S = 600.0
 CALL_TIMEOUT_S = 10.0
 

@@ -19,7 +19,7 @@ from baton.cluster import LOOPBACK, LocalCluster
 from baton.errors import ClusterError
 from baton.process import ServiceProcess
 
-GRPC_PORT = 50051
+GRPC_PORT = 50050
 HTTP_PORT = 8000
 WATCH_S = 0.2
 
