@@ -23,24 +23,6 @@
 //         For other architectures this file is empty: the portable kernel is attention_prefill.cu.
 // Source  Shah et al. 2024, "FlashAttention-3", algorithm 2; Dao 2023, "FlashAttention-2" (the online softmax).
 
-#ifndef HEAD_DIM
-#define HEAD_DIM 128
-#endif
-#ifndef BLOCK_SIZE  // tokens in a KV block
-#define BLOCK_SIZE 64
-#endif
-#ifndef PACK
-#define PACK 4
-#endif
-#ifndef WINDOW  // 1: a sliding window
-#define WINDOW 0
-#endif
-#ifndef SOFT_CAP
-#define SOFT_CAP 0
-#endif
-#ifndef SINKS
-#define SINKS 0
-#endif
 #ifndef TILE_N  // keys in a tile
 #define TILE_N (HEAD_DIM == 256 ? 80 : 128)
 #endif
@@ -48,6 +30,7 @@
 #define STAGES 2
 #endif
 
+#include "attention_prefill.cuh"
 #include "sm90_async.cuh"
 #include "sm90_wgmma.cuh"
 
@@ -98,85 +81,6 @@ struct Ring {  // a stage and the parity of its phase
         }
     }
 };
-
-__device__ __forceinline__ float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// Two rows of scores, as wgmma leaves them with a thread, and their running maximum and sum.
-struct Rows {
-    int position0, position1;
-    float m0, m1;  // of unscaled scores
-    float l0, l1;  // this thread's part
-};
-
-struct Scale {
-    float score;  // log2(e) * scale, or log2(e) * cap where the scores are capped
-    float cap;    // 2 log2(e) scale / cap
-};
-
-// Turns the scores of tile n into probabilities, in place. The rows' old sums and outputs are to be multiplied by alpha.
-template <bool kMasked>
-__device__ __forceinline__ void softmax(float (&s)[kScores], Rows& rows, Scale scale, int column, int window, float& alpha0,
-                                        float& alpha1) {
-    if constexpr (SOFT_CAP) {
-#pragma unroll
-        for (int i = 0; i < kScores; ++i)  // tanh x = 1 - 2 / (e^2x + 1)
-            s[i] = 1.0f - 2.0f * reciprocal(exp2_fast(s[i] * scale.cap) + 1.0f);
-    }
-    if constexpr (kMasked) {
-        const int upto0 = rows.position0 - column, upto1 = rows.position1 - column;
-        const int from0 = upto0 - window, from1 = upto1 - window;
-#pragma unroll
-        for (int i = 0; i < kScores; ++i) {
-            const int c = i / 4 * 8 + i % 2;
-            const bool low = i % 4 < 2;
-            if (c > (low ? upto0 : upto1)) s[i] = kNegInf;
-            if (WINDOW && c <= (low ? from0 : from1)) s[i] = kNegInf;
-        }
-    }
-    float a0 = rows.m0, b0 = s[1], a1 = rows.m1, b1 = s[3];
-#pragma unroll
-    for (int i = 0; i < kScores; i += 4) {
-        a0 = fmaxf(a0, s[i]);
-        b0 = fmaxf(b0, s[i + 1]);
-        a1 = fmaxf(a1, s[i + 2]);
-        b1 = fmaxf(b1, s[i + 3]);
-    }
-    a0 = fmaxf(a0, b0);
-    a1 = fmaxf(a1, b1);
-    a0 = fmaxf(a0, __shfl_xor_sync(~0u, a0, 1));
-    a1 = fmaxf(a1, __shfl_xor_sync(~0u, a1, 1));
-    a0 = fmaxf(a0, __shfl_xor_sync(~0u, a0, 2));
-    a1 = fmaxf(a1, __shfl_xor_sync(~0u, a1, 2));
-    float top0 = a0 * scale.score, top1 = a1 * scale.score;
-    if constexpr (kMasked) {  // a row that has seen no key yet
-        top0 = a0 == kNegInf ? 0.0f : top0;
-        top1 = a1 == kNegInf ? 0.0f : top1;
-    }
-    alpha0 = exp2_fast(fmaf(rows.m0, scale.score, -top0));
-    alpha1 = exp2_fast(fmaf(rows.m1, scale.score, -top1));
-    rows.m0 = a0;
-    rows.m1 = a1;
-    float c0 = 0.0f, c1 = 0.0f;
-    rows.l0 *= alpha0;
-    rows.l1 *= alpha1;
-#pragma unroll
-    for (int i = 0; i < kScores; i += 4) {
-        s[i] = exp2_fast(fmaf(s[i], scale.score, -top0));
-        s[i + 1] = exp2_fast(fmaf(s[i + 1], scale.score, -top0));
-        s[i + 2] = exp2_fast(fmaf(s[i + 2], scale.score, -top1));
-        s[i + 3] = exp2_fast(fmaf(s[i + 3], scale.score, -top1));
-        rows.l0 += s[i];
-        c0 += s[i + 1];
-        rows.l1 += s[i + 2];
-        c1 += s[i + 3];
-    }
-    rows.l0 += c0;
-    rows.l1 += c1;
-}
 
 // One warpgroup's view of the K and V stages, and its turn at the tensor cores.
 struct Consumer {
@@ -273,7 +177,7 @@ struct Consumer {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90(
-    const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap kv_map, unsigned short* __restrict__ out,
+    const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap kv_map, Element* __restrict__ out,
     const int* __restrict__ block_tables, int4* __restrict__ plan, const float* __restrict__ sinks, int max_blocks,
     int num_heads, int num_kv_heads, int num_layers, int layer, int window, float scale, float soft_cap) {
     extern __shared__ unsigned char raw[];
@@ -313,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
         const int box = lane % kBoxes;
         const int column = lane / kBoxes;
         const int num_items = plan[0].z * group_heads;
-        const long long block_rows = (long long)num_layers * 2 * num_kv_heads * BLOCK_SIZE;
+        const i64 block_rows = i64(num_layers) * 2 * num_kv_heads * BLOCK_SIZE;
         Ring k_ring, v_ring;
         u32 q_phase = 0;
         int item_slot = 0;
@@ -339,7 +243,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
             const int kv_begin = WINDOW ? max(0, item.z - window + 1) : 0;
             const int last = (kv_end + kKeys - 1) / kKeys;
             const int first = kv_begin / kKeys;
-            const int* table = block_tables + (long long)item.x * max_blocks;
+            const int* table = block_tables + i64(item.x) * max_blocks;
             const int head_row = (layer * 2 * num_kv_heads + kv_head) * BLOCK_SIZE;
             const int v_rows = num_kv_heads * BLOCK_SIZE;
 
@@ -462,63 +366,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
             if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_q));
             consumer.wait_v();
             consumer.issue_values(o, p);
-            float l0 = rows.l0, l1 = rows.l1;
-            l0 += __shfl_xor_sync(~0u, l0, 1);
-            l1 += __shfl_xor_sync(~0u, l1, 1);
-            l0 += __shfl_xor_sync(~0u, l0, 2);
-            l1 += __shfl_xor_sync(~0u, l1, 2);
             const int h0 = head + row0 % PACK, h1 = head + (row0 + 8) % PACK;
-            float scale0 = 1.0f, scale1 = 1.0f;
-            if constexpr (SINKS) {  // one more score, without a value
-                const float sink0 = sinks[h0] * kLog2e, sink1 = sinks[h1] * kLog2e;
-                const float top0 = rows.m0 * scales.score, top1 = rows.m1 * scales.score;
-                const float all0 = fmaxf(top0, sink0), all1 = fmaxf(top1, sink1);
-                scale0 = exp2_fast(top0 - all0);
-                scale1 = exp2_fast(top1 - all1);
-                l0 = l0 * scale0 + exp2_fast(sink0 - all0);
-                l1 = l1 * scale1 + exp2_fast(sink1 - all1);
-            }
-            scale0 /= l0;
-            scale1 /= l1;
+            float scale0, scale1;
+            finish(rows, scales, sinks, h0, h1, scale0, scale1);
             wgmma_wait<0>();
             wgmma_hold(o);
             consumer.release_v();
 
-            // Quads trade pieces so that each thread stores 16 bytes of a row.
             const int t0 = row0 / PACK, t1 = (row0 + 8) / PACK;
-            unsigned short* const out0 = out + ((long long)(item.y + t0) * num_heads + h0) * kDim;
-            unsigned short* const out1 = out + ((long long)(item.y + t1) * num_heads + h1) * kDim;
-#pragma unroll
-            for (int c = 0; c < kDim / 32; ++c) {
-                u32 mine0[4], mine1[4];
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const int i = (c * 4 + j) * 4;
-                    mine0[j] = pack2<Element>(o[i] * scale0, o[i + 1] * scale0);
-                    mine1[j] = pack2<Element>(o[i + 2] * scale1, o[i + 3] * scale1);
-                }
-                // A 4 x 4 transpose over the quad: thread q ends with piece q of all four.
-#pragma unroll
-                for (int bit = 1; bit <= 2; bit *= 2) {
-                    const bool odd = quad & bit;
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        if (j & bit) continue;
-                        const u32 send0 = odd ? mine0[j] : mine0[j | bit], send1 = odd ? mine1[j] : mine1[j | bit];
-                        const u32 got0 = __shfl_xor_sync(~0u, send0, bit), got1 = __shfl_xor_sync(~0u, send1, bit);
-                        if (odd) {
-                            mine0[j] = got0;
-                            mine1[j] = got1;
-                        } else {
-                            mine0[j | bit] = got0;
-                            mine1[j | bit] = got1;
-                        }
-                    }
-                }
-                const int element = c * 32 + quad * 8;
-                if (t0 < valid) *(uint4*)(out0 + element) = make_uint4(mine0[0], mine0[1], mine0[2], mine0[3]);
-                if (t1 < valid) *(uint4*)(out1 + element) = make_uint4(mine1[0], mine1[1], mine1[2], mine1[3]);
-            }
+            store_rows(o, scale0, scale1, t0 < valid ? out + (i64(item.y + t0) * num_heads + h0) * kDim : nullptr,
+                       t1 < valid ? out + (i64(item.y + t1) * num_heads + h1) * kDim : nullptr, quad);
         }
     }
 }
