@@ -1,1 +1,1 @@
-"""Model architectures, described by their Hugging Face configs."""
+"""Architectures, described by their configuration, and the transformer built from them."""

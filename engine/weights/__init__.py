@@ -1,1 +1,1 @@
-"""Reads weights from files."""
+"""Where weights come from: safetensors, GGUF, or a seed."""

@@ -1,0 +1,150 @@
+"""Builds an engine from its configuration: model, backend, KV pool, runner."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from engine.backends.base import Backend
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import InvalidRequestError
+from engine.events import StepEvents
+from engine.kv.layout import CacheGroup, CacheKind, KVLayout
+from engine.models.architecture import Architecture
+from engine.models.build import build_transformer
+from engine.models.load import ModelFiles, open_model
+from engine.runner.model_runner import ModelRunner
+from engine.sampler.sampler import Sampler
+
+Allocate = Callable[[str, int], memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine, not yet started, and what its worker must know of it.
+
+    Attributes:
+        engine: call start().
+        layout: of the KV pool.
+        num_blocks: blocks of the pool.
+        kv_memory: one a cache group, num_blocks * block_bytes; empty where the host cannot see the pool.
+        vocab_size: V.
+        context_length: most tokens of a request.
+        load_seconds: time by phase: backend, open, weights, pool.
+    """
+
+    engine: Engine
+    layout: KVLayout
+    num_blocks: int
+    kv_memory: tuple[memoryview, ...]
+    vocab_size: int
+    context_length: int
+    load_seconds: dict[str, float]
+
+
+def build_engine(
+    config: EngineConfig,
+    on_events: Callable[[StepEvents], None],
+    allocate: Allocate | None = None,
+) -> BuiltEngine:
+    """Load the model and make its pool.
+
+    Args:
+        on_events: called on the engine thread, once a step.
+        allocate: gives memory of (cache group, num_bytes), such as shared memory; None: private memory.
+    Raises:
+        ModelLoadError: the model cannot be used.
+        InvalidRequestError: kv_bytes holds no block, or context_length is beyond the model's.
+    """
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "open"):
+        files = open_model(config.model)
+        context_length = _context_length(config, files.architecture)
+        layout = kv_layout(config, files)
+    with _timed(seconds, "backend"):
+        backend = _backend(config)
+    with _timed(seconds, "weights"):
+        model = build_transformer(files.architecture, files.source, backend, context_length)
+    with _timed(seconds, "pool"):
+        group = layout.groups[0]
+        num_blocks = config.kv_bytes // group.block_bytes
+        if num_blocks < 1:
+            raise InvalidRequestError(
+                "kv_bytes", f"{config.kv_bytes} holds no block of {group.block_bytes} bytes"
+            )
+        memory = None if allocate is None else allocate(group.name, num_blocks * group.block_bytes)
+        pool = backend.allocate_pool(group, num_blocks, memory)
+    engine = Engine(
+        config,
+        ModelRunner(model, backend, pool, Sampler(files.architecture.eos_token_ids)),
+        layout,
+        num_blocks,
+        files.architecture.vocab_size,
+        context_length,
+        files.architecture.eos_token_ids,
+        on_events,
+    )
+    return BuiltEngine(
+        engine=engine,
+        layout=layout,
+        num_blocks=num_blocks,
+        kv_memory=() if pool.memory is None else (pool.memory,),
+        vocab_size=files.architecture.vocab_size,
+        context_length=context_length,
+        load_seconds=seconds,
+    )
+
+
+def kv_layout(config: EngineConfig, files: ModelFiles) -> KVLayout:
+    """One group of plain attention over all layers; a sliding window only masks."""
+    architecture = files.architecture
+    shape = (
+        architecture.num_layers,
+        2,
+        architecture.num_kv_heads,
+        config.block_size,
+        architecture.head_dim,
+    )
+    group = CacheGroup(
+        name="attention",
+        kind=CacheKind.ATTENTION,
+        layer_ids=tuple(range(architecture.num_layers)),
+        block_size=config.block_size,
+        shape=shape,
+        dtype=config.dtype,
+    )
+    identity = hashlib.sha256(f"{architecture!r} {files.source.weights_id}".encode()).hexdigest()
+    return KVLayout(model=config.model_name, weights_id=identity, groups=(group,))
+
+
+def _context_length(config: EngineConfig, architecture: Architecture) -> int:
+    if config.context_length > architecture.max_positions:
+        raise InvalidRequestError(
+            "context_length", f"{config.context_length} is beyond the model's {architecture.max_positions}"
+        )
+    return config.context_length or architecture.max_positions
+
+
+def _backend(config: EngineConfig) -> Backend:
+    if config.backend != "cpu":
+        raise InvalidRequestError("backend", f"{config.backend!r} is not available here; available: cpu")
+    if config.dtype != "float32":
+        raise InvalidRequestError("dtype", f"the cpu backend computes in float32, got {config.dtype!r}")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    from engine.backends.cpu.backend import CpuBackend
+
+    return CpuBackend()
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start

@@ -1,0 +1,70 @@
+"""Runs the steps that the scheduler makes: copies, forward, sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engine.backends.base import Backend, KVPool
+from engine.models.transformer import Transformer
+from engine.request import Request
+from engine.runner.batch import batch_metadata, sample_rows, token_ids
+from engine.step import BlockCopy, SampledToken, SchedulerOutput, StepResult
+
+
+class RowSampler(Protocol):
+    """Draws one token a row."""
+
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
+        """logits float32[R, V], one row a request."""
+        ...
+
+    def forget(self, request_ids: Iterable[str]) -> None:
+        """Drop what is kept of requests that ended."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DoneStep:
+    """A step that is over: the host waits for nothing."""
+
+    result: StepResult
+
+    def wait(self) -> StepResult:
+        """What the step sampled."""
+        return self.result
+
+
+class ModelRunner:
+    """One model over its pools; lives on the engine thread."""
+
+    def __init__(self, model: Transformer, backend: Backend, pool: KVPool, sampler: RowSampler) -> None:
+        """`pool` belongs to cache group 0, the only one that this family has."""
+        self._model = model
+        self._backend = backend
+        self._pool = pool
+        self._sampler = sampler
+
+    @torch.inference_mode()
+    def launch(self, output: SchedulerOutput) -> DoneStep:
+        """Run one step. Modifies the KV of the copied blocks and of the scheduled slots, nothing else."""
+        self._sampler.forget(output.finished_request_ids)
+        self._copy(output.copies)
+        rows = output.rows
+        if not rows:
+            return DoneStep(StepResult({}))
+        step = self._backend.begin(batch_metadata(rows, 0, self._pool.group.block_size), self._pool)
+        tokens = self._backend.upload(torch.from_numpy(token_ids(rows)), torch.int32)
+        logits = self._model.forward(tokens, step, self._pool, sample_rows(rows))
+        requests = [row.request for row in rows if row.sample]
+        sampled = self._sampler.sample(logits, requests) if requests else []
+        return DoneStep(
+            StepResult({request.request_id: token for request, token in zip(requests, sampled, strict=True)})
+        )
+
+    def _copy(self, copies: Sequence[BlockCopy]) -> None:
+        if copies:
+            self._backend.block_copy(self._pool, [copy.src for copy in copies], [copy.dst for copy in copies])
