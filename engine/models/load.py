@@ -65,10 +65,11 @@ def _checked(path: str) -> Path:
 
 def _open_gguf(path: Path) -> ModelFiles:
     # Reading GGUF loads a library that nothing else needs.
-    from engine.models.gguf_config import gguf_architecture
+    from engine.models.gguf_config import gguf_architecture, is_interleaved
     from engine.weights.gguf_file import GgufFile
     from engine.weights.gguf_source import GgufSource
 
     file = GgufFile(path)
     architecture = gguf_architecture(file)
-    return ModelFiles(architecture, GgufSource(file, architecture.num_heads, architecture.num_kv_heads))
+    heads = (architecture.num_heads, architecture.num_kv_heads) if is_interleaved(file) else None
+    return ModelFiles(architecture, GgufSource(file, heads))

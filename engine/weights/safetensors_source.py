@@ -12,13 +12,12 @@ import numpy as np
 import torch
 
 from engine.errors import ModelLoadError
+from engine.weights.digest import sampled_digest
 from engine.weights.source import Shape
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100 << 20
-_SAMPLES = 64
-_SAMPLE_BYTES = 4096
 
 _DTYPES = {
     "F64": torch.float64,
@@ -68,15 +67,6 @@ class _Shard:
             data = data.clone()
         return data.view(dtype).view(entry.shape)
 
-    def digest(self) -> bytes:
-        """Of the header and of samples spread over the file: equal layouts differ in their numbers."""
-        digest = hashlib.sha256(self.header)
-        size = len(self._bytes)
-        for sample in range(_SAMPLES):
-            start = max(0, (size - _SAMPLE_BYTES) * sample // _SAMPLES)
-            digest.update(self._bytes[start : start + _SAMPLE_BYTES].numpy().tobytes())
-        return digest.digest()
-
 
 class SafetensorsSource:
     """Every tensor of a model directory."""
@@ -98,7 +88,9 @@ class SafetensorsSource:
     @property
     def weights_id(self) -> str:
         """Digest over all files."""
-        return hashlib.sha256(b"".join(shard.digest() for shard in self._shards)).hexdigest()
+        return hashlib.sha256(
+            b"".join(sampled_digest(shard.path, shard.header) for shard in self._shards)
+        ).hexdigest()
 
     def shape(self, name: str) -> Shape | None:
         """Shape of a tensor, or None."""
