@@ -1,0 +1,68 @@
+"""Admits requests and makes their sessions: what both public APIs stand on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from services.gateway.admission import Admission
+from services.gateway.config import GatewayConfig
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.model import ServedModel
+from services.gateway.registry import Registry
+from services.gateway.request import Request
+from services.gateway.session.cluster import Cluster
+from services.gateway.session.recovery import Recovery
+from services.gateway.session.session import Session
+
+
+class Generator:
+    """The gateway without its servers.
+
+    Must be made inside the event loop that it serves.
+
+    Raises:
+        ValueError: the model's directory cannot be used.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        clock = asyncio.get_running_loop().time
+        self.registry = Registry(config.served_name, config.beat_interval_ms / 1000, clock)
+        self.model = ServedModel(config.served_name, config.model_dir, self.registry)
+        self.admission = Admission(config.max_in_flight, config.max_queue)
+        self.metrics = GatewayMetrics(self.registry, self.admission)
+        self.cluster = Cluster(self.registry, config.expected_output_tokens)
+        self._sweeps = asyncio.create_task(self.registry.run_sweeps())
+
+    def start(self, requests: Sequence[Request]) -> list[Session]:
+        """Admit requests, all or none; the caller closes each session.
+
+        Raises:
+            BatonError: QUEUE_FULL, DRAINING.
+        """
+        tickets = self.admission.admit(len(requests))
+        return [
+            Session(
+                request,
+                self.model,
+                ticket,
+                self.cluster,
+                Recovery(self.registry, self.config.max_retries, self.config.worker_wait_s, request.deadline),
+                self.metrics,
+            )
+            for request, ticket in zip(requests, tickets, strict=True)
+        ]
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests and wait until those in flight have ended, or the time is up."""
+        self.admission.is_draining = True
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self.admission.in_flight and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        """Free what is left at the workers and close all connections."""
+        self._sweeps.cancel()
+        await asyncio.wait([self._sweeps])
+        await self.cluster.close()

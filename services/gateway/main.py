@@ -1,0 +1,44 @@
+"""The gateway's process: `python -m services.gateway.main`, or `baton serve gateway`."""
+
+from __future__ import annotations
+
+import sys
+
+import uvloop
+
+from services.common.config import parse_config
+from services.common.logs import setup_logs
+from services.common.server import StopSignals, print_ready
+from services.gateway.app import Gateway
+from services.gateway.config import GatewayConfig
+
+
+def main(argv: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Returns:
+        0 after a clean stop; 1 if the model cannot be used or a port cannot be bound.
+    """
+    config = parse_config(
+        GatewayConfig, "gateway", argv, description="Public APIs, routing and sessions of a Baton cluster."
+    )
+    setup_logs("gateway", config.log_level)
+    try:
+        uvloop.run(_serve(config))
+        return 0
+    except (OSError, ValueError) as error:
+        print(f"baton serve gateway: {error}", file=sys.stderr)
+        return 1
+
+
+async def _serve(config: GatewayConfig) -> None:
+    signals = StopSignals()
+    gateway = Gateway(config)
+    await gateway.start()
+    print_ready(address=gateway.grpc_address, http_address=gateway.http_address, model=config.served_name)
+    await signals.first.wait()
+    await gateway.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

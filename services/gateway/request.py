@@ -1,0 +1,188 @@
+"""From what a client sent to a request that can run: checked, rendered, tokenized."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from baton.v1.sampling_pb2 import SamplingParams
+from services.common.ids import new_id
+from services.gateway.model import ModelLimits, ServedModel
+from services.gateway.sampling import bad_field, check_sampling, for_workers
+from services.gateway.text.chat_template import Message
+
+MAX_ID_CHARS = 128
+MAX_PRIORITY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """Plain text, tokenized without a chat template."""
+
+    text: str
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatInput:
+    """A conversation."""
+
+    messages: Sequence[Message]
+    field: str = "messages"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInput:
+    """Token ids."""
+
+    token_ids: Sequence[int]
+    field: str
+
+
+Input = TextInput | ChatInput | TokenInput
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and how to answer it.
+
+    Attributes:
+        request_id: the client's, or minted; in logs.
+        key: unique among all requests of all gateways; workers' ids are made from it.
+        token_ids: the prompt.
+        sampling: as workers get it: max_tokens and seed set.
+        stop: strings that end the answer.
+        received: time of receipt, of the event loop's clock, seconds.
+        deadline: when it must be done, same clock.
+        text_s: time spent on rendering and tokenizing, seconds.
+    """
+
+    request_id: str
+    key: str
+    token_ids: Sequence[int]
+    sampling: SamplingParams
+    stop: tuple[str, ...]
+    priority: int
+    cache_salt: str
+    received: float
+    deadline: float
+    text_s: float
+
+
+async def tokenize(model: ServedModel, source: Input) -> list[int]:
+    """Return the prompt's ids.
+
+    Raises:
+        BatonError: INVALID_ARGUMENT: empty, not valid UTF-8, or refused by the template.
+    """
+    match source:
+        case TextInput():
+            _check_utf8(source.field, source.text)
+            ids = await model.tokenizer.encode_async(source.text, add_special_tokens=True)
+            is_empty = not source.text
+        case ChatInput():
+            if not source.messages:
+                raise bad_field(source.field, "at least one message is needed")
+            text = model.template.render(source.messages, field=source.field)
+            _check_utf8(source.field, text)
+            ids = await model.tokenizer.encode_async(text, add_special_tokens=False)
+            is_empty = False
+        case TokenInput():
+            ids = list(source.token_ids)
+            is_empty = False
+    if is_empty or not ids:
+        raise bad_field(source.field, "the prompt is empty; at least one token is needed")
+    return ids
+
+
+async def prepare(
+    model: ServedModel,
+    source: Input,
+    sampling: SamplingParams,
+    *,
+    prefix: str = "",
+    priority: int = 0,
+    cache_salt: str = "",
+    request_id: str = "",
+    timeout_s: float,
+) -> Request:
+    """Check a request and tokenize its prompt.
+
+    Args:
+        prefix: of sampling fields in messages: "sampling." in gRPC.
+        timeout_s: from now until the deadline.
+    Raises:
+        BatonError: INVALID_ARGUMENT (names field and limit), NO_WORKER.
+    """
+    clock = asyncio.get_running_loop().time
+    received = clock()
+    limits = model.limits()
+    if len(request_id) > MAX_ID_CHARS:
+        raise bad_field("request_id", f"at most {MAX_ID_CHARS} characters, got {len(request_id)}")
+    if len(cache_salt) > MAX_ID_CHARS:
+        raise bad_field("cache_salt", f"at most {MAX_ID_CHARS} characters, got {len(cache_salt)}")
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        raise bad_field("priority", f"must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}")
+    check_sampling(sampling, vocab_size=limits.vocab_size, prefix=prefix)
+    started = clock()
+    token_ids = await tokenize(model, source)
+    text_s = clock() - started
+    max_tokens = _check_length(token_ids, sampling, limits, source.field, prefix)
+    key = new_id()
+    return Request(
+        request_id=request_id or key,
+        key=key,
+        token_ids=token_ids,
+        sampling=for_workers(sampling, max_tokens),
+        stop=tuple(sampling.stop),
+        priority=priority,
+        cache_salt=cache_salt,
+        received=received,
+        deadline=received + timeout_s,
+        text_s=text_s,
+    )
+
+
+def replicate(request: Request, count: int) -> list[Request]:
+    """Return `count` requests for different answers to one prompt: the seed of each is one higher."""
+    requests = [request]
+    for index in range(1, count):
+        sampling = SamplingParams()
+        sampling.CopyFrom(request.sampling)
+        sampling.seed = (sampling.seed + index) % 2**64
+        requests.append(dataclasses.replace(request, key=new_id(), sampling=sampling))
+    return requests
+
+
+def _check_length(
+    token_ids: Sequence[int], sampling: SamplingParams, limits: ModelLimits, field: str, prefix: str
+) -> int:
+    """Return the most tokens to generate."""
+    if max(token_ids) >= limits.vocab_size or min(token_ids) < 0:
+        raise bad_field(field, f"token ids must be from 0 to {limits.vocab_size - 1}")
+    room = limits.context_length - len(token_ids)
+    if room < 1:
+        raise bad_field(
+            field,
+            f"the prompt has {len(token_ids)} tokens; at most {limits.context_length - 1} leave room for an "
+            f"answer in the context of {limits.context_length}",
+        )
+    if not sampling.HasField("max_tokens"):
+        return room
+    if sampling.max_tokens > room:
+        raise bad_field(
+            prefix + "max_tokens",
+            f"{len(token_ids)} prompt tokens and {sampling.max_tokens} to generate exceed the context of "
+            f"{limits.context_length} tokens",
+        )
+    return sampling.max_tokens
+
+
+def _check_utf8(field: str, text: str) -> None:
+    """JSON can smuggle in half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise bad_field(field, "must be valid UTF-8; it holds an unpaired surrogate") from None

@@ -1,0 +1,211 @@
+"""The life of one request, from admission to the last delta.
+
+    session = Session(...)                # holds an admission ticket
+    try:
+        async for event in session.events():    # Started, Delta..., Finished; or a BatonError
+            ...
+    finally:
+        session.close()                   # frees both workers, at whatever moment
+
+The session keeps the prompt and every token that the client has. When an attempt
+fails, the next one prefills both and goes on; the seed is fixed, so it draws what the
+lost one would have drawn. Tokens that never reached the client are drawn again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from baton.v1.inference_pb2 import Delta, Finished, Handoff, Started, Timing, Usage
+from services.common.errors import BatonError
+from services.common.logs import log
+from services.gateway.admission import Ticket
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.model import ServedModel
+from services.gateway.request import Request
+from services.gateway.session.answer import Answer
+from services.gateway.session.attempt import Attempt
+from services.gateway.session.cluster import Cluster
+from services.gateway.session.recovery import AttemptFailedError, Recovery
+
+Event = Started | Delta | Finished
+
+_logger = logging.getLogger(__name__)
+
+
+class Session:
+    """See the module."""
+
+    def __init__(
+        self,
+        request: Request,
+        model: ServedModel,
+        ticket: Ticket,
+        cluster: Cluster,
+        recovery: Recovery,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self.request = request
+        self._model = model
+        self._ticket = ticket
+        self._cluster = cluster
+        self._recovery = recovery
+        self._metrics = metrics
+        self._answer = Answer(request, model.tokenizer)
+        self._clock = asyncio.get_running_loop().time
+        self._admitted = self._clock()
+        self._attempt: Attempt | None = None
+        self._cached_tokens: int | None = None
+        self._queue_s: float | None = None
+        self._first_at: float | None = None
+        self._last_at = 0.0
+        self._outcome = "cancelled"
+        self._is_closed = False
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Run the request.
+
+        Raises:
+            BatonError: it failed; the deltas so far stand.
+        """
+        request, answer = self.request, self._answer
+        self._metrics.prompt_tokens.inc(len(request.token_ids))
+        self._metrics.text.observe(request.text_s)
+        yield Started(
+            request_id=request.request_id, prompt_tokens=len(request.token_ids), model=self._model.name
+        )
+        number = 0
+        try:
+            while not answer.finish_reason:
+                number += 1
+                attempt = self._attempt = Attempt(
+                    self._cluster, self._recovery, request, [*request.token_ids, *answer.token_ids], number
+                )
+                try:
+                    await attempt.open()
+                    while not answer.finish_reason:
+                        yield await self._next_delta(attempt)
+                except AttemptFailedError as failed:
+                    attempt.close()
+                    self._log_retry(failed.cause)
+                    self._recovery.count(failed.cause)
+            await attempt.settle()
+        except BatonError:
+            self._outcome = "error"
+            raise
+        self._outcome = "ok"
+        yield self._finished(attempt)
+
+    def close(self) -> None:
+        """Free everything that the request holds anywhere, without waiting. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._attempt is not None:
+            self._attempt.close()
+        self._ticket.release()
+        self._record()
+
+    async def _next_delta(self, attempt: Attempt) -> Delta:
+        if attempt.queue_s is not None:
+            self._reserved()
+        tokens = await attempt.next()
+        self._reserved()
+        self._recovery.progress()
+        now = self._clock()
+        if self._first_at is None:
+            self._first_at = now
+            self._metrics.ttft.observe(now - self.request.received)
+        else:
+            self._metrics.itl.observe(now - self._last_at)
+        self._last_at = now
+        if self._cached_tokens is None and attempt.first is not None:
+            self._cached_tokens = min(attempt.first.cached_tokens, len(self.request.token_ids))
+            self._metrics.cached_tokens.inc(self._cached_tokens)
+        return self._answer.push(tokens)
+
+    def _reserved(self) -> None:
+        """Leave the queue, at the first reservation (or the first token, if none was needed)."""
+        if self._queue_s is None:
+            self._queue_s = self._clock() - self._admitted
+            self._metrics.queue.observe(self._queue_s)
+            self._ticket.run()
+
+    def _finished(self, attempt: Attempt) -> Finished:
+        received = self.request.received
+        finished = Finished(
+            reason=self._answer.finish_reason,
+            matched_stop=self._answer.matched_stop,
+            usage=Usage(
+                prompt_tokens=len(self.request.token_ids),
+                cached_tokens=self._cached_tokens or 0,
+                completion_tokens=len(self._answer.token_ids),
+            ),
+            timing=Timing(
+                queue_s=self._queue_s or 0.0,
+                ttft_s=(self._first_at or received) - received,
+                total_s=self._clock() - received,
+            ),
+        )
+        if attempt.decode_worker:
+            finished.handoff.CopyFrom(self._handoff(attempt))
+        return finished
+
+    def _handoff(self, attempt: Attempt) -> Handoff:
+        handoff = Handoff(
+            prefill_worker=attempt.prefill_worker,
+            decode_worker=attempt.decode_worker,
+            retries=self._recovery.retries,
+        )
+        stats = attempt.handed_over
+        if stats is not None:
+            handoff.transport = stats.transport
+            handoff.blocks = stats.blocks
+            handoff.bytes = stats.bytes
+            handoff.skipped_blocks = stats.skipped_blocks
+            handoff.exposed_s = stats.exposed_s
+            self._metrics.handoff.labels(stats.transport).observe(stats.exposed_s)
+            self._metrics.handoff_blocks.labels(stats.transport).inc(stats.blocks)
+            self._metrics.handoff_bytes.labels(stats.transport).inc(stats.bytes)
+        return handoff
+
+    def _log_retry(self, cause: BatonError) -> None:
+        log(
+            _logger,
+            logging.WARNING,
+            "attempt failed",
+            request_id=self.request.request_id,
+            reason=cause.reason.name,
+            error=cause.message,
+            emitted_tokens=len(self._answer.token_ids),
+        )
+
+    def _record(self) -> None:
+        """Count the request and log how it went."""
+        total_s = self._clock() - self.request.received
+        num_tokens = len(self._answer.token_ids)
+        metrics = self._metrics
+        metrics.requests.labels(self._outcome).inc()
+        metrics.generation_tokens.inc(num_tokens)
+        metrics.retries.inc(self._recovery.retries)
+        if self._outcome == "ok":
+            metrics.e2e.observe(total_s)
+            if num_tokens > 1 and self._first_at is not None:
+                metrics.tpot.observe((self._last_at - self._first_at) / (num_tokens - 1))
+        log(
+            _logger,
+            logging.INFO,
+            "request ended",
+            request_id=self.request.request_id,
+            worker_request_id=self.request.key,
+            outcome=self._outcome,
+            prompt_tokens=len(self.request.token_ids),
+            completion_tokens=num_tokens,
+            retries=self._recovery.retries,
+            ttft_s=None if self._first_at is None else round(self._first_at - self.request.received, 6),
+            total_s=round(total_s, 6),
+            prefill_worker=self._attempt.prefill_worker if self._attempt else None,
+            decode_worker=self._attempt.decode_worker if self._attempt else None,
+        )
