@@ -63,7 +63,9 @@ def test_log_lines_are_json_with_the_request_id() -> None:
 
 def test_docs_hold_the_same_table() -> None:
     documented = re.findall(
-        r"^\| `(\w+)` \| (\w+) \| (\d+) \|", Path("docs/errors.md").read_text(), re.MULTILINE
+        r"^\| `(\w+)` \| (\w+) \| (\d+) \|",
+        (Path(__file__).parents[3] / "docs/errors.md").read_text(),
+        re.MULTILINE,
     )
     assert documented == [
         (reason.name, status.grpc.name, str(status.http)) for reason, status in ERROR_TABLE.items()

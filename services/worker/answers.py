@@ -1,0 +1,47 @@
+"""From the engine's words to protobuf."""
+
+from __future__ import annotations
+
+from baton.v1 import decode_pb2, sampling_pb2
+from engine.events import TokenSampled
+from engine.request import FinishReason
+from engine.step import SampledToken
+from services.common.errors import BatonError
+
+FINISH_REASONS = {
+    None: sampling_pb2.FINISH_REASON_UNSPECIFIED,
+    FinishReason.STOP: sampling_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: sampling_pb2.FINISH_REASON_CANCELLED,
+}
+
+
+def logprobs_proto(token: SampledToken) -> sampling_pb2.TokenLogprobs | None:
+    """Return the log-probabilities of one position; None if they were not asked for."""
+    logprobs = token.logprobs
+    if logprobs is None:
+        return None
+    return sampling_pb2.TokenLogprobs(
+        sampled=sampling_pb2.TokenLogprob(token_id=token.token_id, logprob=logprobs.sampled),
+        top=[
+            sampling_pb2.TokenLogprob(token_id=token_id, logprob=logprob)
+            for token_id, logprob in zip(logprobs.top_ids, logprobs.top, strict=True)
+        ],
+    )
+
+
+def token_event(request_id: str, event: TokenSampled) -> decode_pb2.TokenEvent:
+    """Return one request's share of a step."""
+    logprobs = logprobs_proto(event.token)
+    return decode_pb2.TokenEvent(
+        request_id=request_id,
+        token_ids=[event.token.token_id],
+        logprobs=None if logprobs is None else [logprobs],
+        finish_reason=FINISH_REASONS[event.finish_reason],
+    )
+
+
+def failure_event(request_id: str, error: BatonError) -> decode_pb2.TokenEvent:
+    """Return the last word on a request that failed."""
+    failure = decode_pb2.RequestFailure(reason=error.reason.name, message=error.message)
+    return decode_pb2.TokenEvent(request_id=request_id, failure=failure)

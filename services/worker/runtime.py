@@ -1,0 +1,235 @@
+"""A worker process from start to end.
+
+    bind the port -> load the engine -> serve -> register -> ready line
+    SIGTERM or SIGINT -> refuse new requests, tell the gateways -> wait for running ones
+    -> leave the gateways -> stop
+A second signal ends the process at once. An engine that dies ends the process with status 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from baton.v1 import kv_pb2, registry_pb2
+from engine.config import EngineConfig
+from engine.errors import EngineError
+from kvtransfer.errors import KvTransferError
+from services.common.ids import default_worker_id, new_incarnation
+from services.common.logs import log, setup_logs
+from services.common.metrics import MetricsServer
+from services.common.server import GrpcServer, ServerConfig, StopSignals, print_ready
+from services.worker.config import WorkerConfig
+from services.worker.engine_host import EngineHost, start_engine
+from services.worker.errors import translate
+from services.worker.metrics import WorkerMetrics
+from services.worker.registry import RegistryClient
+
+HEALTH_INTERVAL_S = 0.5
+STOP_GRACE_S = 1.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this process is.
+
+    Attributes:
+        worker_id: stable name.
+        incarnation: new at each start.
+    """
+
+    worker_id: str
+    incarnation: str
+
+
+class WorkerService(Protocol):
+    """What a role adds to a worker: its RPCs, and its end of the data plane."""
+
+    @property
+    def role(self) -> registry_pb2.WorkerRole:
+        """What to register as."""
+
+    @property
+    def load(self) -> Callable[[], registry_pb2.WorkerLoad]:
+        """What to report with each beat."""
+
+    def add_to(self, server: GrpcServer) -> None:
+        """Add the RPCs."""
+
+    def kv_peer(self) -> kv_pb2.KvPeer | None:
+        """How others reach its KV blocks; None: they do not."""
+
+    def on_receivers(self, receivers: Sequence[kv_pb2.KvPeer]) -> None:
+        """Hear of the receivers that gateways list."""
+
+    def drain(self) -> None:
+        """Refuse new requests."""
+
+    async def idle(self) -> None:
+        """Return when no request is left."""
+
+    async def close(self) -> None:
+        """End what is left; after it nothing reads or writes KV blocks."""
+
+
+MakeService = Callable[[EngineHost, Identity, WorkerMetrics], WorkerService]
+
+
+class Worker:
+    """One worker that serves; `start` makes it ready, `stop` drains it.
+
+    Args:
+        make_service: makes the role's service on a loaded engine.
+    Attributes:
+        host: engine and memory, after `start`.
+        service: the role's service, after `start`.
+        server: bound on construction.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        server: ServerConfig,
+        worker: WorkerConfig,
+        engine: EngineConfig,
+        make_service: MakeService,
+    ) -> None:
+        self._config = server
+        self._worker = worker
+        self._engine = engine
+        self._make_service = make_service
+        self.metrics = WorkerMetrics()
+        self.server = GrpcServer(
+            server.host,
+            server.port,
+            advertise_host=server.advertise_host,
+            translate=translate,
+            on_error=self.metrics.count_error,
+        )
+        worker_id = worker.worker_id or default_worker_id(role, self.server.port)
+        self.identity = Identity(worker_id, new_incarnation())
+        self.metrics_address = ""
+        self._metrics_server: MetricsServer | None = None
+
+    async def start(self) -> None:
+        """Load the model, serve, and begin to register.
+
+        Raises:
+            EngineError: the model cannot be used.
+            KvTransferError: no memory, or the data plane cannot listen.
+            OSError: the metrics port cannot be bound.
+        """
+        self.host = await start_engine(self._engine, self._worker.transports, self.identity.worker_id)
+        self.service = self._make_service(self.host, self.identity, self.metrics)
+        self.metrics.add_engine(self.host.engine.stats)
+        if self._config.metrics_port >= 0:
+            self._metrics_server = MetricsServer(
+                self.metrics.registry, self._config.host, self._config.metrics_port
+            )
+            self.metrics_address = self._metrics_server.address
+        self.service.add_to(self.server)
+        await self.server.start()
+        await self.server.set_serving(True)
+        self._registry = RegistryClient(
+            self._worker.gateway, self._info(), self.service.load, self.service.on_receivers
+        )
+        self._registry.start()
+
+    async def died(self) -> None:
+        """Return when the engine's thread is gone though nobody stopped it."""
+        while self.host.engine.healthy:
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+
+    async def stop(self, drain_s: float) -> None:
+        """Drain for at most `drain_s` seconds, then end everything."""
+        self.service.drain()
+        self._registry.drain()
+        await self.server.set_serving(False)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.service.idle(), drain_s)
+        await self._registry.stop()
+        await self.service.close()
+        await self.server.stop(STOP_GRACE_S)
+        self.host.close()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
+
+    def _info(self) -> registry_pb2.WorkerInfo:
+        built = self.host.built
+        return registry_pb2.WorkerInfo(
+            worker_id=self.identity.worker_id,
+            incarnation=self.identity.incarnation,
+            role=self.service.role,
+            address=self.server.address,
+            model=self._engine.model_name,
+            fingerprint=self.host.fingerprint,
+            num_blocks=built.num_blocks,
+            block_size=self._engine.block_size,
+            context_length=built.context_length,
+            max_step_tokens=self._engine.max_step_tokens,
+            device=self._engine.backend,
+            kv_peer=self.service.kv_peer(),
+            vocab_size=built.vocab_size,
+            metrics_address=self.metrics_address,
+        )
+
+
+async def run_worker(worker: Worker, drain_s: float, started_s: float) -> int:
+    """Serve until a signal; returns the exit status.
+
+    Args:
+        started_s: time.monotonic() when the process began to work, for the ready line.
+    """
+    signals = StopSignals()
+    try:
+        await worker.start()
+    except (EngineError, KvTransferError, OSError) as error:
+        log(_logger, logging.CRITICAL, "cannot start", error=str(error), kind=type(error).__name__)
+        return 1
+    print_ready(
+        address=worker.server.address,
+        worker_id=worker.identity.worker_id,
+        incarnation=worker.identity.incarnation,
+        metrics_address=worker.metrics_address,
+        num_blocks=worker.host.built.num_blocks,
+        start_s=round(time.monotonic() - started_s, 3),
+    )
+    asked = asyncio.create_task(signals.first.wait())
+    died = asyncio.create_task(worker.died())
+    await asyncio.wait([asked, died], return_when=asyncio.FIRST_COMPLETED)
+    status = 0
+    if not asked.done():
+        log(_logger, logging.CRITICAL, "the engine died; leaving")
+        drain_s, status = 0.0, 1
+    asked.cancel()
+    died.cancel()
+    log(_logger, logging.INFO, "draining", timeout_s=drain_s)
+    await worker.stop(drain_s)
+    log(_logger, logging.INFO, "stopped")
+    return status
+
+
+def run_process(role: str, make_worker: Callable[[], Worker], server: ServerConfig) -> int:
+    """Run a worker as this process; returns the exit status."""
+    started_s = time.monotonic()
+    setup_logs(role, server.log_level)
+
+    async def run() -> int:
+        try:
+            worker = make_worker()
+        except OSError as error:
+            log(_logger, logging.CRITICAL, "cannot start", error=str(error))
+            return 1
+        return await run_worker(worker, server.drain_timeout_s, started_s)
+
+    try:
+        return asyncio.run(run())
+    except KeyboardInterrupt:
+        return 130
