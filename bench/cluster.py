@@ -18,15 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
 from baton import models
 from baton.client import Client
 from baton.cluster import LocalCluster
 from baton.generation import Answer
-from rich.console import Console
-from rich.table import Table
 from tests.support.golden import varied_prompts
 from tests.support.traffic import complete_all
-from transformers import AutoModelForCausalLM
 
 NUM_IN, NUM_OUT = 128, 64
 PREFILL = 512

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from baton.cluster import LocalCluster
 from tests.support.golden import Reference, reference_answers, varied_prompts
 

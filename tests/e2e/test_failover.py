@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+
 from baton.client import Client
 from baton.cluster import LocalCluster
 from baton.generation import Answer

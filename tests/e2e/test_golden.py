@@ -6,6 +6,7 @@ import asyncio
 import itertools
 
 import pytest
+
 from baton.cluster import LocalCluster
 from baton.errors import RequestError
 from tests.support.golden import Reference, assert_same

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import httpx
+
 from baton.client import Client
 from baton.cluster import LocalCluster
 from baton.errors import OverloadedError

@@ -43,7 +43,7 @@ class Reference:
 
 
 def varied_prompts(model_dir: Path, count: int = 50, max_tokens: int = 1500) -> list[list[int]]:
-    """Return `count` prompts of 1 to `max_tokens` tokens; some share long prefixes, some end on block edges."""
+    """Return prompts of 1 to `max_tokens` tokens; some share long prefixes, some end on block edges."""
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     modules = [inspect, json, subprocess, typing, logging.handlers, random]
     text = "\n".join(inspect.getsource(module) for module in modules)
@@ -99,7 +99,7 @@ def assert_same(reference: Reference, tokens: Sequence[int]) -> str | None:
         if ours != theirs:
             gap = reference.gaps[at]
             assert gap < NEAR_TIE, (
-                f"prompt of {len(reference.prompt)} tokens: token {at} is {ours}, not {theirs}; top-2 gap {gap:g}"
+                f"{len(reference.prompt)} tokens in: token {at} is {ours}, not {theirs}; gap {gap:g}"
             )
             return f"near-tie at token {at} of a prompt of {len(reference.prompt)}: gap {gap:g}"
     return None
