@@ -1,0 +1,172 @@
+import pytest
+
+from engine.errors import OutOfBlocksError
+from engine.kv.kv_manager import KVManager
+from engine.kv.layout import CacheGroup, CacheKind
+from engine.step import BlockCopy
+from tests.support.engine_builders import create_group, create_request
+
+
+def create_manager(num_blocks: int = 8, prefix_cache: bool = True) -> KVManager:
+    return KVManager((create_group(4),), num_blocks, prefix_cache)
+
+
+def test_a_prompt_to_compute_keeps_a_token_and_a_reservation_needs_none() -> None:
+    kv = create_manager()
+    first = create_request(list(range(8)))
+    kv.admit(first, 8, leave=1, spare=0)
+    first.num_computed_tokens = 8
+    kv.register(first)
+
+    computing = create_request(list(range(8)))
+    kv.admit(computing, 9, leave=1, spare=0)
+    assert computing.num_computed_tokens == 4
+    assert computing.block_ids[0][0] == first.block_ids[0][0]
+    assert computing.block_ids[0][1] != first.block_ids[0][1]
+
+    reserving = create_request(list(range(8)))
+    kv.admit(reserving, 9, leave=0, spare=0)
+    assert reserving.num_computed_tokens == 8
+    assert reserving.block_ids[0][:2] == first.block_ids[0]
+
+
+def test_salts_share_nothing() -> None:
+    kv = create_manager()
+    first = create_request(list(range(8)))
+    kv.admit(first, 8, leave=1, spare=0)
+    first.num_computed_tokens = 8
+    kv.register(first)
+    other = create_request(list(range(8)), cache_salt="tenant")
+    kv.admit(other, 8, leave=0, spare=0)
+    assert other.num_computed_tokens == 0
+
+
+def test_without_prefix_cache_nothing_is_found() -> None:
+    kv = create_manager(prefix_cache=False)
+    for _ in range(2):
+        request = create_request(list(range(8)))
+        kv.admit(request, 8, leave=1, spare=0)
+        assert request.num_computed_tokens == 0
+        request.num_computed_tokens = 8
+        kv.register(request)
+        kv.free(request)
+
+
+def test_admission_counts_pinned_and_spare_blocks() -> None:
+    kv = create_manager(num_blocks=3)
+    first = create_request(list(range(8)))
+    kv.admit(first, 8, leave=1, spare=0)
+    first.num_computed_tokens = 8
+    kv.register(first)
+    kv.free(first)
+    # Two cached blocks and one blank are free; the hit takes two of them back.
+    again = create_request(list(range(8)))
+    with pytest.raises(OutOfBlocksError):
+        kv.admit(again, 9, leave=0, spare=1)
+    assert kv.num_free == 3
+    kv.admit(again, 9, leave=0, spare=0)
+    assert again.num_computed_tokens == 8
+    kv.check_invariants()
+
+
+def test_a_shared_partial_block_is_copied_before_it_is_written() -> None:
+    kv = create_manager()
+    parent = create_request(list(range(6)))
+    kv.admit(parent, 6, leave=1, spare=0)
+    parent.num_computed_tokens = 6
+    child = create_request(list(range(6)))
+    kv.fork(parent, child)
+    assert child.block_ids == parent.block_ids
+    shared = parent.block_ids[0][1]
+
+    copies = kv.grow(child, 7)
+    assert copies == [BlockCopy(0, shared, child.block_ids[0][1])]
+    assert child.block_ids[0][0] == parent.block_ids[0][0]
+    assert kv.grow(parent, 7) == [], "the parent now holds the block alone"
+    kv.check_invariants()
+
+
+def test_a_shared_full_block_is_not_copied() -> None:
+    kv = create_manager()
+    parent = create_request(list(range(4)))
+    kv.admit(parent, 5, leave=1, spare=0)
+    parent.num_computed_tokens = 4
+    child = create_request(list(range(4)))
+    kv.fork(parent, child)
+    assert child.block_ids[0] == parent.block_ids[0][:1], "blocks without tokens are not shared"
+    assert kv.grow(child, 5) == []
+    assert child.block_ids[0][1] != parent.block_ids[0][1]
+
+
+def test_copy_on_write_needs_a_block_or_takes_nothing() -> None:
+    kv = create_manager(num_blocks=2)
+    parent = create_request(list(range(6)))
+    kv.admit(parent, 6, leave=1, spare=0)
+    parent.num_computed_tokens = 6
+    child = create_request(list(range(6)))
+    kv.fork(parent, child)
+    with pytest.raises(OutOfBlocksError, match="1 KV blocks wanted, 0 of 2 free"):
+        kv.grow(child, 7)
+    assert child.block_ids == parent.block_ids
+    kv.check_invariants()
+
+
+def test_adopt_takes_what_another_computed_meanwhile() -> None:
+    kv = create_manager()
+    first, second = create_request(list(range(10))), create_request([*range(9), 77])
+    for request in (first, second):
+        kv.admit(request, 10, leave=1, spare=0)
+    free = kv.num_free
+    first.num_computed_tokens = 10
+    kv.register(first)
+    assert kv.adopt(second, leave=1) == 8
+    assert second.num_computed_tokens == 8
+    assert second.block_ids[0][:2] == first.block_ids[0][:2]
+    assert kv.num_free == free + 2
+    assert kv.adopt(second, leave=1) == 0
+    kv.check_invariants()
+
+
+def test_the_tail_of_a_prefix_is_evicted_first() -> None:
+    kv = create_manager(num_blocks=3)
+    first = create_request(list(range(12)))
+    kv.admit(first, 12, leave=1, spare=0)
+    first.num_computed_tokens = 12
+    kv.register(first)
+    kv.free(first)
+    other = create_request([50, 51, 52])
+    kv.admit(other, 3, leave=1, spare=0)
+    kv.free(other)
+    again = create_request(list(range(12)))
+    kv.admit(again, 12, leave=0, spare=0)
+    assert again.num_computed_tokens == 8
+
+
+def test_groups_share_prefixes_in_common_units() -> None:
+    kv = KVManager((create_group(4, "a"), create_group(6, "b")), 16)
+    assert kv.unit == 12
+    first = create_request(list(range(30)))
+    kv.admit(first, 30, leave=1, spare=0)
+    first.num_computed_tokens = 30
+    kv.register(first)
+    second = create_request(list(range(30)))
+    kv.admit(second, 30, leave=1, spare=0)
+    assert second.num_computed_tokens == 24
+    assert second.block_ids[0][:6] == first.block_ids[0][:6]
+    assert second.block_ids[1][:4] == first.block_ids[1][:4]
+    kv.check_invariants()
+
+
+def test_groups_that_are_not_made_of_token_blocks_are_refused() -> None:
+    state = CacheGroup("state", CacheKind.STATE, (0,), 1, (1, 8), "float32")
+    with pytest.raises(NotImplementedError, match="state"):
+        KVManager((state,), 8)
+
+
+def test_check_invariants_notices_a_lost_reference() -> None:
+    kv = create_manager()
+    request = create_request(6)
+    kv.admit(request, 6, leave=1, spare=0)
+    kv._pools[0].share(request.block_ids[0][0])
+    with pytest.raises(AssertionError, match="tables hold it"):
+        kv.check_invariants()
