@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.common.errors import BatonError, ErrorReason
+from services.gateway.text.chat_template import ChatTemplate, Message
+
+USER: Message = {"role": "user", "content": "hi"}
+
+
+def template(directory: Path, source: str, **config: object) -> ChatTemplate:
+    (directory / "chat_template.jinja").write_text(source)
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return ChatTemplate(directory)
+
+
+def test_blocks_are_trimmed_and_special_tokens_are_variables(tmp_path: Path) -> None:
+    source = "{{ bos_token }}\n  {% for m in messages %}\n[{{ m.content }}]{{ eos_token }}\n  {% endfor %}"
+    made = template(tmp_path, source, bos_token={"content": "<s>"}, eos_token="</s>")
+    assert made.render([USER, USER]) == "<s>\n[hi]</s>\n[hi]</s>\n"
+
+
+def test_null_content_and_parts_become_text(tmp_path: Path) -> None:
+    made = template(tmp_path, "{% for m in messages %}{{ m.role + ':' + m.content }};{% endfor %}")
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages: list[Message] = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
+    assert made.render(messages) == "user:a\nb;assistant:;"
+
+
+def test_other_parts_are_refused_by_place(tmp_path: Path) -> None:
+    made = template(tmp_path, "x")
+    with pytest.raises(BatonError, match=r"messages\[1\]\.content\[0\]") as caught:
+        made.render([USER, {"role": "user", "content": [{"type": "image_url"}]}])
+    assert caught.value.field == "messages[1].content[0]"
+
+
+def test_a_template_may_refuse(tmp_path: Path) -> None:
+    made = template(tmp_path, "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(BatonError, match="roles must alternate") as caught:
+        made.render([USER])
+    assert caught.value.reason is ErrorReason.INVALID_ARGUMENT
+
+
+def test_json_is_plain_and_time_is_there(tmp_path: Path) -> None:
+    made = template(tmp_path, "{{ {'a': '<é>'} | tojson }} {{ strftime_now('%Y') | int > 2000 }}")
+    assert made.render([USER]) == '{"a": "<é>"} True'
+
+
+def test_generation_marks_and_loop_controls_pass(tmp_path: Path) -> None:
+    source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
+    assert template(tmp_path, source).render([USER, USER]) == "hi"
+
+
+def test_a_template_cannot_reach_python(tmp_path: Path) -> None:
+    made = template(tmp_path, "{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(BatonError, match="unsafe|refuses"):
+        made.render([USER])
+
+
+def test_the_default_of_several_named_templates_is_taken(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert ChatTemplate(tmp_path).render([USER]) == "plain"
+
+
+def test_a_model_without_template_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BatonError, match="no chat template"):
+        ChatTemplate(tmp_path).render([USER])
+
+
+def test_a_broken_template_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not valid"):
+        template(tmp_path, "{% for %}")
