@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar, cast
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log, request_id_var
@@ -20,6 +20,9 @@ Context = grpc.aio.ServicerContext[Message, Message]
 ErrorListener = Callable[[BatonError], None]
 UnaryBehaviour = Callable[[Message, Context], Awaitable[Message]]
 StreamBehaviour = Callable[[Message, Context], AsyncGenerator[Message, None]]
+RawUnaryBehaviour = Callable[[bytes, Context], Awaitable[Message]]
+RawStreamBehaviour = Callable[[bytes, Context], AsyncGenerator[Message, None]]
+Parse = Callable[[bytes], Message]
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -54,25 +57,29 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         # types-grpcio types the behaviours as those of the synchronous server.
         if handler.unary_unary is not None:
-            unary = self._unary(cast(UnaryBehaviour, handler.unary_unary), method)
-            wrapped = grpc.unary_unary_rpc_method_handler(
+            unary = self._unary(
+                cast(UnaryBehaviour, handler.unary_unary), method, cast(Parse, handler.request_deserializer)
+            )
+            wrapped: grpc.RpcMethodHandler[_Request, _Response] = grpc.unary_unary_rpc_method_handler(
                 unary,
-                handler.request_deserializer,
+                None,
                 handler.response_serializer,
             )
         else:
-            stream = self._stream(cast(StreamBehaviour, handler.unary_stream), method)
+            stream = self._stream(
+                cast(StreamBehaviour, handler.unary_stream), method, cast(Parse, handler.request_deserializer)
+            )
             wrapped = grpc.unary_stream_rpc_method_handler(
                 stream,
-                handler.request_deserializer,
+                None,
                 handler.response_serializer,
             )
         return wrapped
 
-    def _unary(self, behaviour: UnaryBehaviour, method: str) -> UnaryBehaviour:
-        async def call(request: Message, context: Context) -> Message:
-            request_id_var.set(getattr(request, "request_id", ""))
+    def _unary(self, behaviour: UnaryBehaviour, method: str, parse: Parse) -> RawUnaryBehaviour:
+        async def call(raw: bytes, context: Context) -> Message:
             try:
+                request = _parse(parse, raw)
                 return await behaviour(request, context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
@@ -82,10 +89,10 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _stream(self, behaviour: StreamBehaviour, method: str) -> StreamBehaviour:
-        async def call(request: Message, context: Context) -> AsyncGenerator[Message, None]:
-            request_id_var.set(getattr(request, "request_id", ""))
+    def _stream(self, behaviour: StreamBehaviour, method: str, parse: Parse) -> RawStreamBehaviour:
+        async def call(raw: bytes, context: Context) -> AsyncGenerator[Message, None]:
             try:
+                request = _parse(parse, raw)
                 # Closed here, so that the handler's cleanup does not wait for garbage collection.
                 async with contextlib.aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
@@ -114,3 +121,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             )
         self._on_error(known)
         await context.abort(known.grpc_code, known.message, ((DETAILS_KEY, encode_status(known)),))
+
+
+def _parse(parse: Parse, raw: bytes) -> Message:
+    """Parse a request here and not in gRPC, which would answer UNKNOWN to a malformed one."""
+    try:
+        request = parse(raw)
+    except DecodeError as error:
+        raise BatonError(ErrorReason.INVALID_ARGUMENT, f"the request is malformed: {error}") from error
+    request_id_var.set(getattr(request, "request_id", ""))
+    return request

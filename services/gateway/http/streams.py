@@ -87,15 +87,17 @@ class Answers:
 async def _merge(sessions: Sequence[Session]) -> AsyncGenerator[tuple[int, Event], None]:
     """Give the events of all sessions as they come; the first error ends it."""
     if len(sessions) == 1:
-        async for event in sessions[0].events():
-            yield 0, event
+        async with aclosing(sessions[0].events()) as events:
+            async for event in events:
+                yield 0, event
         return
     queue: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
 
     async def pump(index: int, session: Session) -> None:
         try:
-            async for event in session.events():
-                queue.put_nowait((index, event))
+            async with aclosing(session.events()) as events:
+                async for event in events:
+                    queue.put_nowait((index, event))
         finally:
             queue.put_nowait((index, None))
 

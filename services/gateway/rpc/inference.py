@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import grpc
 
@@ -36,7 +37,7 @@ class InferenceServicer(InferenceServiceServicer):
         self,
         request: GenerateRequest,
         context: grpc.aio.ServicerContext[GenerateRequest, GenerateResponse],
-    ) -> AsyncIterator[GenerateResponse]:
+    ) -> AsyncGenerator[GenerateResponse, None]:
         """Stream the answer to one prompt."""
         generator = self._generator
         generator.model.check_name(request.model)
@@ -56,8 +57,9 @@ class InferenceServicer(InferenceServiceServicer):
         # A client that leaves while a message is being written does not wake this coroutine.
         context.add_done_callback(lambda _context: session.close())  # type: ignore[arg-type]
         try:
-            async for event in session.events():
-                yield _response(event)
+            async with aclosing(session.events()) as events:
+                async for event in events:
+                    yield _response(event)
         finally:
             session.close()
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from baton.v1.inference_pb2 import Delta, Finished, Handoff, Started, Timing, Usage
 from services.common.errors import BatonError
@@ -64,7 +64,7 @@ class Session:
         self._outcome = "cancelled"
         self._is_closed = False
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Run the request.
 
         Raises:
