@@ -14,6 +14,8 @@ from baton.cli.options import Options, gateway_address
 from baton.client import Client
 from baton.v1 import registry_pb2
 
+MIN_WIDTH = 125
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
@@ -25,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     console = Console()
+    console.width = max(console.width, MIN_WIDTH)  # a cut figure is worse than a wrapped line
     with Client(gateway_address(args)) as client:
         if not args.watch:
             console.print(status_view(client.workers(), client.address))
@@ -38,12 +41,11 @@ def run(args: argparse.Namespace) -> int:
 def status_view(cluster: registry_pb2.ListWorkersResponse, address: str) -> Group:
     """Return the cluster as a table under a line about the gateway."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("worker")
-    table.add_column("role")
-    table.add_column("address")
-    table.add_column("state")
-    for title in ("KV used", "running", "waiting", "tokens to do", "tokens/s", "prefix hits", "moved"):
-        table.add_column(title, justify="right")
+    for title in ("worker", "role", "address", "state"):
+        table.add_column(title, no_wrap=True)
+    for title in ("KV used", "running", "waiting", "to do", "tokens/s", "hits", "moved"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("over", no_wrap=True)
     for worker in sorted(cluster.workers, key=lambda worker: (worker.info.role, worker.info.worker_id)):
         info, load = worker.info, worker.load
         queried = load.prefix_query_tokens
@@ -51,14 +53,15 @@ def status_view(cluster: registry_pb2.ListWorkersResponse, address: str) -> Grou
             info.worker_id,
             registry_pb2.WorkerRole.Name(info.role).removeprefix("WORKER_ROLE_").lower(),
             info.address,
-            "draining" if worker.draining else f"ready, {worker.silent_ms} ms ago",
-            f"{load.used_blocks} / {info.num_blocks}",
+            "draining" if worker.draining else f"seen {worker.silent_ms} ms ago",
+            f"{load.used_blocks}/{info.num_blocks}",
             str(load.running),
             str(load.waiting),
             str(load.pending_tokens),
             f"{load.tokens_per_s:.1f}",
             f"{100 * load.prefix_hit_tokens / queried:.0f} %" if queried else "–",
-            " ".join([str(load.transferred_blocks), f"({size(load.transferred_bytes)})", *load.transports]),
+            size(load.transferred_bytes),
+            ", ".join(load.transports),
         )
     head = (
         f"gateway {address}: {cluster.gateway_in_flight} in flight, {cluster.gateway_waiting} waiting, "
