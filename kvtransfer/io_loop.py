@@ -94,7 +94,7 @@ class IoLoop:
         return future.result()
 
     def run_posted(self) -> None:
-        """Run the commands posted so far; on the loop only."""
+        """Run the commands posted so far; on the loop only, and not from a command."""
         for _ in range(len(self._commands)):
             _guarded(self._commands.popleft())
 

@@ -209,8 +209,6 @@ class Receiver:
     def _on_frame(self, route: Route, raw: Payload, payload: Payload) -> None:
         try:
             header = decode(raw, payload)
-            if header.kind is Kind.OPEN:
-                self._loop.run_posted()  # its expect() was posted before it was sent
             self._handle(route, header, payload)
         except MalformedFrameError as error:
             self._drop(Drop.MALFORMED, str(error))

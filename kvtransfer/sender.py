@@ -8,6 +8,7 @@ that write directly, the copier.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -77,6 +78,7 @@ class Sender:
         self._copier = Copier(f"kv-copier-{worker_id}")
         self._liveness: LockedFile | None = None
         self._closed = False
+        self._connecting = threading.Lock()
         self._loop = IoLoop(f"kv-sender-{worker_id}", self._tick, self._busy)
         self._loop.start()
 
@@ -139,7 +141,8 @@ class Sender:
             for key in list(self._links):
                 self._close_link(key, closed, _CLOSE_LINGER_MS)
 
-        self._loop.call(close_links)
+        with self._connecting:
+            self._loop.call(close_links)
         self._loop.stop()
         self._copier.close()
         self._context.term()
@@ -148,33 +151,27 @@ class Sender:
         self._sources.clear()
 
     def _link(self, peer: Peer) -> PeerLink:
-        link = self._links.get((peer.worker_id, peer.incarnation))
-        return link or self._loop.call(lambda: self._open(peer))
-
-    # What follows runs on the loop.
+        key = (peer.worker_id, peer.incarnation)
+        link = self._links.get(key)
+        if link is not None:
+            return link
+        with self._connecting:
+            link = self._links.get(key)
+            return link if link is not None else self._open(peer)
 
     def _open(self, peer: Peer) -> PeerLink:
-        key = (peer.worker_id, peer.incarnation)
         if self._closed:
             raise ClosedError("the sender was closed")
-        if key in self._links:
-            return self._links[key]
         encode_id("incarnation", peer.incarnation, MAX_INCARNATION_BYTES)
         check_same_layout(list(self._me.regions), list(peer.regions), peer.worker_id)
         fitting = select_transports(self._me, peer)
-        for other in [k for k in self._links if k[0] == peer.worker_id]:
-            reborn = ReceiverGoneError(f"worker {peer.worker_id!r} was reborn")
-            self._close_link(other, reborn, 0)
         failures = []
         for name in fitting if self._allow_fallback else fitting[:1]:
             try:
-                link = self._open_with(name, peer)
+                return self._open_with(name, peer)
             except (SharedMemoryError, InvalidTransferError) as error:
                 logger.warning("transport %s to worker %s does not open: %s", name, peer.worker_id, error)
                 failures.append(f"{name}: {error}")
-                continue
-            self._links[key] = link
-            return link
         raise TransportUnavailableError(
             f"no transport to worker {peer.worker_id!r} opens: {'; '.join(failures)}"
         )
@@ -190,20 +187,29 @@ class Sender:
         link = PeerLink(
             peer, name, self._loop, self._clock, self._copier, self._sources, writer, liveness_name
         )
+        self._loop.call(lambda: self._attach_wire(link))
+        return link
+
+    # What follows runs on the loop.
+
+    def _attach_wire(self, link: PeerLink) -> None:
+        peer = link.peer
         key = (peer.worker_id, peer.incarnation)
-        gone = ReceiverGoneError(f"the connection to {peer.endpoint} broke")
+        for other in [k for k in self._links if k[0] == peer.worker_id]:
+            self._close_link(other, ReceiverGoneError(f"worker {peer.worker_id!r} was reborn"), 0)
 
         def on_lost() -> None:
             if self._links.get(key) is link:
+                gone = ReceiverGoneError(f"the connection to {peer.endpoint} broke")
                 self._close_link(key, gone, 0)
 
         wire: Link
-        if name == FAKE:
+        if link.transport == FAKE:
             wire = FakeLink(self._loop, peer.endpoint, link.on_frame, on_lost)
         else:
             wire = ZmqLink(self._loop, self._context, peer.endpoint, link.on_frame, on_lost)
         link.attach(wire)
-        return link
+        self._links[key] = link
 
     def _close_link(self, key: _LinkKey, error: ReceiverGoneError | ClosedError, linger_ms: int) -> None:
         link = self._links.pop(key, None)

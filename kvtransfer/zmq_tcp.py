@@ -10,6 +10,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from kvtransfer.errors import InvalidTransferError
 from kvtransfer.frames import HEADER_BYTES, Payload
+from kvtransfer.heap import keep_message_memory
 from kvtransfer.io_loop import IoLoop
 from kvtransfer.links import FrameFromReceiver, FrameFromSender, Route
 
@@ -40,6 +41,7 @@ class ZmqListener:
         host, _, port = bind.removeprefix("tcp://").rpartition(":")
         if host in ("*", "0.0.0.0", "[::]") and not advertise_host:
             raise InvalidTransferError("bind", f"{bind} names no host that a peer could reach")
+        keep_message_memory()
         self._loop = loop
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
@@ -63,6 +65,9 @@ class ZmqListener:
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
+                return
+            self._loop.run_posted()  # a frame's expect() was posted before the frame was sent
+            if self._socket.closed:
                 return
             route, header, payload = parts[0], parts[1] if len(parts) > 1 else None, parts[2:]
             # What is not header and one payload is handed on as an empty header, to be counted.
