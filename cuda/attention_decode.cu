@@ -7,7 +7,8 @@
 // Layout   q, out  [B, Q, H, D]; pool [blocks, layers, 2, H_kv, block_size, D], of which `kv`
 //          points at this layer in block 0; block_tables int32 [B, max_blocks]; g = H / H_kv.
 // Rows     The Q*g query rows of one KV head fill a tensor-core tile; row = j*g + h%g.
-//          -DROWS is Q*g rounded up to 8, 16, 32, 64 or 128.
+//          -DROWS is Q*g rounded up to 4, 8, 16, 32, 64 or 128. Up to 8 rows the product is
+//          keys x rows (K, V^T are the 16-high operand), so no half of a tile is wasted.
 // Work     A request is cut at multiples of a split size that depends on its own length
 //          alone. One (split, KV head) is a unit. attention_decode_plan, one block, once a
 //          step, lists the splits and cuts the list of units into `gridDim.x` runs of equal
@@ -20,9 +21,10 @@
 //          float32 partials; the block that takes the last ticket merges them, in order.
 // Fill     -DTMA=1: one box of the tensor copy engine per 64 columns of a block, swizzled;
 //          else cp.async of 16 bytes with the same swizzle.
+// SM       -DBLOCKS blocks share a multiprocessor; one loads while another ends a unit.
 // Shared   ring STAGES * TILE * D' * 4 bytes (D' = D rounded up to 64) + merge buffer
-//          kKeyGroups * ROWS * (D + 8) * 4, at least ROWS * 512 + barriers; with D 256 or
-//          ROWS 128 also the queries, 32 * D bytes a consumer warp.
+//          kKeyGroups * ROWS * (D + 8) * 4, at least ROWS * 512 + barriers; with more
+//          than 8 rows and D 256, or ROWS 128, also the queries, 32 * D bytes a consumer warp.
 // Bound by device memory: each K and V byte is read once.
 // Limits   D in {64, 96, 128, 256}; block_size a power of two >= 16; Q*g <= 128; 16-bit elements.
 #include "barrier.cuh"
@@ -42,11 +44,16 @@
 #ifndef TMA
 #define TMA 0
 #endif
+#ifndef BLOCKS
+#define BLOCKS 1
+#endif
 
 constexpr int kMaxSplits = 128;
 constexpr int kBaseSplit = HEAD_DIM <= 96 ? 1024 : 512;
 constexpr int kUnitCost = 48;  // of a unit's own overhead, in tokens
 
+// Up to 8 rows are the narrow side of the product (keys x rows); more are its tall side.
+constexpr bool kNarrow = ROWS <= 8;
 constexpr int kRowTiles = ROWS <= 16 ? 1 : ROWS / 16;
 constexpr int kConsumers = kRowTiles == 8 ? 8 : 4;
 constexpr int kKeyGroups = kConsumers / kRowTiles;
@@ -62,9 +69,9 @@ constexpr int kMergeFloats =
     kKeyGroups > 1 ? kKeyGroups * ROWS * kMergeStride : ROWS * kMaxSplits;
 constexpr int kKeySteps = TILE / 16;
 constexpr int kDimSteps = HEAD_DIM / 16;
-constexpr int kRowHalves = ROWS <= 8 ? 1 : 2;  // with 8 rows the row tile's lower half is empty
+constexpr int kOutTiles = kNarrow ? HEAD_DIM / 16 : HEAD_DIM / 8;
 // Query fragments live in registers, or where those run out, in a shared buffer per consumer warp.
-constexpr bool kSharedQ = HEAD_DIM == 256 || ROWS == 128;
+constexpr bool kSharedQ = !kNarrow && (HEAD_DIM == 256 || ROWS == 128);
 constexpr int kQueryBytes = kSharedQ ? kPanels * 16 * 128 : 0;
 
 constexpr int kSharedBytes = STAGES * kStageBytes + kConsumers * kQueryBytes + kMergeFloats * 4 +
@@ -72,7 +79,7 @@ constexpr int kSharedBytes = STAGES * kStageBytes + kConsumers * kQueryBytes + k
 #ifdef SHARED_BYTES  // what the launcher will ask for
 static_assert(kSharedBytes == SHARED_BYTES, "the tile choice counts shared memory otherwise");
 #endif
-static_assert(ROWS == 8 || ROWS == 16 || ROWS == 32 || ROWS == 64 || ROWS == 128, "ROWS");
+static_assert(ROWS == 4 || ROWS == 8 || ROWS == 16 || ROWS == 32 || ROWS == 64 || ROWS == 128, "ROWS");
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && TILE % 16 == 0, "HEAD_DIM, TILE");
 static_assert(kKeyGroups == 1 || kMergeFloats >= ROWS * kMaxSplits, "weights reuse the merge buffer");
 
@@ -305,28 +312,10 @@ __device__ __forceinline__ void produce(const Params& p, const TensorMap* map, u
   }
 }
 
-__device__ __forceinline__ float capped(float score, const Params& p) {
-  // cap * tanh(s * scale / cap), in base-2 units; tanh(x) = 1 - 2 / (1 + exp(2x)).
-  const float x = score * p.scale_log2 / p.soft_cap;  // s * scale / cap * log2(e)
-  return p.soft_cap * kLog2e * (1.f - __fdividef(2.f, 1.f + exp2_fast(2.f * x)));
-}
-
-// The running state of one consumer warp: 16 rows, each lane two of them.
-struct State {
-  float out[HEAD_DIM / 8][4];
-  float max[2], sum[2];
-
-  __device__ __forceinline__ void reset() {
-#pragma unroll
-    for (int n = 0; n < HEAD_DIM / 8; ++n) out[n][0] = out[n][1] = out[n][2] = out[n][3] = 0.f;
-    max[0] = max[1] = kNegInf;
-    sum[0] = sum[1] = 0.f;
-  }
-};
-
-// One warp's 16 query rows as A fragments.
+// One warp's query rows as tensor-core fragments.
 struct Queries {
-  u32 held[kSharedQ ? 1 : kDimSteps][4];
+  static constexpr int kWords = kNarrow ? 2 : 4;
+  u32 held[kSharedQ ? 1 : kDimSteps][kWords];
   u32 shared;  // this lane's ldmatrix address
 
   // Reads the rows of a unit whose row 0 is at `out_row`; rows past `rows` are zero.
@@ -347,15 +336,17 @@ struct Queries {
       const int id = lane / 8, within = lane % 8;
       shared = buffer + (within + 8 * (id & 1)) * 128 + (((id / 2) ^ within) << 4);
     } else {
+      // Narrow: word r is column 8r of the B fragment; else r & 1 is its row half, r / 2 its column half.
 #pragma unroll
-      for (int k = 0; k < kDimSteps; ++k) {
+      for (int half = 0; half < (kNarrow ? 1 : 2); ++half) {
+        const int row = first + lane / 4 + 8 * half;
+        const Element* source = p.q + element(p, out_row, row) + (lane % 4) * 2;
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const int row = first + lane / 4 + 8 * (r & 1);
-          held[k][r] = 0;
-          if ((r & 1) < kRowHalves && row < rows)
-            held[k][r] = *reinterpret_cast<const u32*>(p.q + element(p, out_row, row) + k * 16 + (lane % 4) * 2 +
-                                                       (r / 2) * 8);
+        for (int k = 0; k < kDimSteps; ++k) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c)
+            held[k][kNarrow ? c : 2 * c + half] =
+                row < rows ? *reinterpret_cast<const u32*>(source + k * 16 + c * 8) : 0;
         }
       }
     }
@@ -365,7 +356,7 @@ struct Queries {
       ldmatrix4(a, (shared ^ ((2 * k & 7) << 4)) + 2 * k / 8 * 2048);
     } else {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) a[r] = held[k][r];
+      for (int r = 0; r < kWords; ++r) a[r] = held[k][r];
     }
   }
   // Element offset of query row `row`: token row / group of the request, head row % group.
@@ -374,84 +365,148 @@ struct Queries {
   }
 };
 
-// Adds one tile of keys in shared memory at `keys` (K, then V) to the state.
-// `limit[i]`, `least[i]`: tokens of the tile that lane row i may see, [least, limit).
-__device__ __forceinline__ void add_tile(const Params& p, State& state, const Queries& queries, u32 keys,
-                                         int lane, bool masked, const int (&least)[2], const int (&limit)[2]) {
-  float score[TILE / 8][4];
+__device__ __forceinline__ float capped(float score, const Params& p) {
+  // cap * tanh(s * scale / cap), in base-2 units; tanh(x) = 1 - 2 / (1 + exp(2x)).
+  const float x = score * p.scale_log2 / p.soft_cap;  // s * scale / cap * log2(e)
+  return p.soft_cap * kLog2e * (1.f - __fdividef(2.f, 1.f + exp2_fast(2.f * x)));
+}
+
+// The running state of one consumer warp. A lane holds two rows of it: narrow, rows
+// 2 * (lane % 4) and the next, of columns lane / 4 + 8i; else rows lane / 4 and lane / 4 + 8.
+struct State {
+  float out[kOutTiles][4];
+  float max[2], sum[2];
+
+  __device__ __forceinline__ void reset() {
 #pragma unroll
-  for (int n = 0; n < TILE / 8; ++n) score[n][0] = score[n][1] = score[n][2] = score[n][3] = 0.f;
+    for (int n = 0; n < kOutTiles; ++n) out[n][0] = out[n][1] = out[n][2] = out[n][3] = 0.f;
+    max[0] = max[1] = kNegInf;
+    sum[0] = sum[1] = 0.f;
+  }
+  // Which of the lane's two rows accumulator word c belongs to.
+  static __device__ __forceinline__ int row_of(int c) { return kNarrow ? c & 1 : c / 2; }
+};
+
+constexpr int kScoreTiles = kNarrow ? TILE / 16 : TILE / 8;
+
+// A row is spread over lanes that differ in these bits.
+template <class Fold>
+__device__ __forceinline__ float across_lanes(float x, Fold fold) {
+#pragma unroll
+  for (int i = 0; i < (kNarrow ? 3 : 2); ++i) x = fold(x, __shfl_xor_sync(~0u, x, kNarrow ? 4 << i : 1 << i));
+  return x;
+}
+
+__device__ __forceinline__ u32 transpose8x8(u32 x) {
+  u32 y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+// score = keys . queries, for one tile of keys at `keys` in shared memory.
+__device__ __forceinline__ void multiply_keys(float (&score)[kScoreTiles][4], const Queries& queries, u32 keys,
+                                              int lane) {
+#pragma unroll
+  for (int n = 0; n < kScoreTiles; ++n) score[n][0] = score[n][1] = score[n][2] = score[n][3] = 0.f;
   // swizzled() of this lane's row and chunk, apart from what the loops add or flip.
   const int id = lane / 8, within = lane % 8;
-  const u32 key_lane = keys + (within + 8 * (id / 2)) * 128 + (((id & 1) ^ within) << 4);
-  const u32 value_lane = keys + kHalfStage + (within + 8 * (id & 1)) * 128 + (((id / 2) ^ within) << 4);
+  const int row_bit = kNarrow ? id & 1 : id / 2, chunk_bit = kNarrow ? id / 2 : id & 1;
+  const u32 key_lane = keys + (within + 8 * row_bit) * 128 + ((chunk_bit ^ within) << 4);
 #pragma unroll
   for (int k = 0; k < kDimSteps; ++k) {
     const u32 at = (key_lane ^ ((2 * k & 7) << 4)) + 2 * k / 8 * kPanelBytes;
-    u32 a[4];
-    queries.fragment(k, a);
+    u32 q[4];
+    queries.fragment(k, q);
 #pragma unroll
     for (int n = 0; n < kKeySteps; ++n) {
-      u32 b[4];
-      ldmatrix4(b, at + n * 2048);
-      mma16816<Element>(score[2 * n], a, b[0], b[1]);
-      mma16816<Element>(score[2 * n + 1], a, b[2], b[3]);
+      u32 x[4];
+      ldmatrix4(x, at + n * 2048);
+      if constexpr (kNarrow) {
+        mma16816<Element>(score[n], x, q[0], q[1]);
+      } else {
+        mma16816<Element>(score[2 * n], q, x[0], x[1]);
+        mma16816<Element>(score[2 * n + 1], q, x[2], x[3]);
+      }
     }
   }
+}
+
+// out += weights . values; `weight` holds probabilities where multiply_keys left scores.
+__device__ __forceinline__ void multiply_values(State& state, const float (&weight)[kScoreTiles][4], u32 values,
+                                                int lane) {
+  const int id = lane / 8, within = lane % 8;
+  const int row_bit = kNarrow ? id / 2 : id & 1, chunk_bit = kNarrow ? id & 1 : id / 2;
+  const u32 value_lane = values + (within + 8 * row_bit) * 128 + ((chunk_bit ^ within) << 4);
+#pragma unroll
+  for (int k = 0; k < kKeySteps; ++k) {
+    u32 w[4];
+    if constexpr (kNarrow) {
+      w[0] = transpose8x8(pack2<Element>(weight[k][0], weight[k][1]));
+      w[1] = transpose8x8(pack2<Element>(weight[k][2], weight[k][3]));
+    } else {
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        w[r] = pack2<Element>(weight[2 * k + r / 2][2 * (r & 1)], weight[2 * k + r / 2][2 * (r & 1) + 1]);
+    }
+#pragma unroll
+    for (int n = 0; n < kDimSteps; ++n) {
+      u32 x[4];
+      ldmatrix4_trans(x, (value_lane ^ ((2 * n & 7) << 4)) + 2 * n / 8 * kPanelBytes + k * 2048);
+      if constexpr (kNarrow) {
+        mma16816<Element>(state.out[n], x, w[0], w[1]);
+      } else {
+        mma16816<Element>(state.out[2 * n], w, x[0], x[1]);
+        mma16816<Element>(state.out[2 * n + 1], w, x[2], x[3]);
+      }
+    }
+  }
+}
+
+// Adds one tile of keys in shared memory at `keys` (K, then V) to the state.
+// `least[i]`, `limit[i]`: tokens of the tile that the lane's row i may see, [least, limit).
+__device__ __forceinline__ void add_tile(const Params& p, State& state, const Queries& queries, u32 keys, int lane,
+                                         bool masked, const int (&least)[2], const int (&limit)[2]) {
+  float score[kScoreTiles][4];
+  multiply_keys(score, queries, keys, lane);
   float highest[2] = {kNegInf, kNegInf};
 #pragma unroll
-  for (int n = 0; n < TILE / 8; ++n) {
+  for (int n = 0; n < kScoreTiles; ++n) {
 #pragma unroll
-    for (int c = 0; c < 2 * kRowHalves; ++c) {
-      const int half = c / 2;
+    for (int c = 0; c < 4; ++c) {
+      const int i = State::row_of(c);
       float s = p.soft_cap > 0.f ? capped(score[n][c], p) : score[n][c] * p.scale_log2;
-      const int key = n * 8 + (lane % 4) * 2 + (c & 1);
-      if (masked && (key < least[half] || key >= limit[half])) s = kNegInf;
+      const int key = kNarrow ? n * 16 + lane / 4 + 8 * (c / 2) : n * 8 + (lane % 4) * 2 + (c & 1);
+      if (masked && (key < least[i] || key >= limit[i])) s = kNegInf;
       score[n][c] = s;
-      highest[half] = fmaxf(highest[half], s);
+      highest[i] = fmaxf(highest[i], s);
     }
   }
   float base[2], shrink[2];
 #pragma unroll
-  for (int half = 0; half < kRowHalves; ++half) {
-    float m = highest[half];
-    m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-    m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-    m = fmaxf(m, state.max[half]);
-    base[half] = m == kNegInf ? 0.f : m;
-    shrink[half] = exp2_fast(state.max[half] - base[half]);
-    state.max[half] = m;
-    state.sum[half] *= shrink[half];
+  for (int i = 0; i < 2; ++i) {
+    const float m = fmaxf(across_lanes(highest[i], [](float a, float b) { return fmaxf(a, b); }), state.max[i]);
+    base[i] = m == kNegInf ? 0.f : m;
+    shrink[i] = exp2_fast(state.max[i] - base[i]);
+    state.max[i] = m;
+    state.sum[i] *= shrink[i];
   }
-  if (kRowHalves == 1) shrink[1] = 1.f;
   if (__any_sync(~0u, shrink[0] != 1.f || shrink[1] != 1.f)) {
 #pragma unroll
-    for (int n = 0; n < HEAD_DIM / 8; ++n) {
-      state.out[n][0] *= shrink[0], state.out[n][1] *= shrink[0];
-      if (kRowHalves == 2) state.out[n][2] *= shrink[1], state.out[n][3] *= shrink[1];
+    for (int n = 0; n < kOutTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) state.out[n][c] *= shrink[State::row_of(c)];
     }
   }
 #pragma unroll
-  for (int k = 0; k < kKeySteps; ++k) {
-    u32 a[4] = {0, 0, 0, 0};
+  for (int n = 0; n < kScoreTiles; ++n) {
 #pragma unroll
-    for (int half = 0; half < kRowHalves; ++half) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float low = exp2_fast(score[2 * k + j][2 * half] - base[half]);
-        const float high = exp2_fast(score[2 * k + j][2 * half + 1] - base[half]);
-        state.sum[half] += low + high;
-        a[2 * j + half] = pack2<Element>(low, high);
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < kDimSteps; ++n) {
-      u32 b[4];
-      ldmatrix4_trans(b, (value_lane ^ ((2 * n & 7) << 4)) + 2 * n / 8 * kPanelBytes + k * 2048);
-      mma16816<Element>(state.out[2 * n], a, b[0], b[1]);
-      mma16816<Element>(state.out[2 * n + 1], a, b[2], b[3]);
+    for (int c = 0; c < 4; ++c) {
+      const int i = State::row_of(c);
+      score[n][c] = exp2_fast(score[n][c] - base[i]);
+      state.sum[i] += score[n][c];
     }
   }
+  multiply_values(state, score, keys + kHalfStage, lane);
 }
 
 // Final value of a row: its sum with the sink's share, inverted.
@@ -524,7 +579,8 @@ __device__ __forceinline__ void consume(const Params& p, u32 ring, u32 query_buf
   const int lane = thread % 32, warp = thread / 32;
   const int key_group = warp / kRowTiles, row_tile = warp % kRowTiles;
   const int rows = p.group * p.queries;
-  const int my_row[2] = {row_tile * 16 + lane / 4, row_tile * 16 + lane / 4 + 8};
+  const int my_row[2] = {kNarrow ? lane % 4 * 2 : row_tile * 16 + lane / 4,
+                         kNarrow ? lane % 4 * 2 + 1 : row_tile * 16 + lane / 4 + 8};
   State state;
   Queries queries;
   const u32 query_buffer = query_buffers + warp * kQueryBytes;
@@ -573,24 +629,29 @@ __device__ __forceinline__ void consume(const Params& p, u32 ring, u32 query_buf
     base += tiles;
 
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      state.sum[half] += __shfl_xor_sync(~0u, state.sum[half], 1);
-      state.sum[half] += __shfl_xor_sync(~0u, state.sum[half], 2);
-    }
+    for (int i = 0; i < 2; ++i)
+      state.sum[i] = across_lanes(state.sum[i], [](float a, float b) { return a + b; });
     const bool whole = split.split_of >> 16 == 1;
     const i64 partial_row = (i64(walk.index) * p.kv_heads + walk.head) * rows;
     if constexpr (kKeyGroups > 1) {
       named_sync<kConsumerThreads>(1);  // the buffer's last readers are done
 #pragma unroll
-      for (int half = 0; half < kRowHalves; ++half) {
-        const int row = my_row[half];
+      for (int i = 0; i < 2; ++i) {
+        const int row = my_row[i];
         if (row < rows) {
-          float* target = merge + (key_group * ROWS + row) * kMergeStride + (lane % 4) * 2;
+          float* target = merge + (key_group * ROWS + row) * kMergeStride;
 #pragma unroll
-          for (int n = 0; n < HEAD_DIM / 8; ++n)
-            *reinterpret_cast<float2*>(target + n * 8) =
-                make_float2(state.out[n][2 * half], state.out[n][2 * half + 1]);
-          if (lane % 4 == 0) merge_stats[key_group * ROWS + row] = Partial{state.max[half], state.sum[half]};
+          for (int n = 0; n < kOutTiles; ++n) {
+            if constexpr (kNarrow) {
+              target[n * 16 + lane / 4] = state.out[n][i];
+              target[n * 16 + lane / 4 + 8] = state.out[n][i + 2];
+            } else {
+              *reinterpret_cast<float2*>(target + n * 8 + (lane % 4) * 2) =
+                  make_float2(state.out[n][2 * i], state.out[n][2 * i + 1]);
+            }
+          }
+          if (kNarrow ? lane / 4 == 0 : lane % 4 == 0)
+            merge_stats[key_group * ROWS + row] = Partial{state.max[i], state.sum[i]};
         }
       }
       named_sync<kConsumerThreads>(1);
@@ -630,13 +691,13 @@ __device__ __forceinline__ void consume(const Params& p, u32 ring, u32 query_buf
           const float scale = inverse_sum(p, state.max[half], state.sum[half], walk.head * p.group + row % p.group);
           const i64 at = Queries::element(p, out_row, row) + column;
 #pragma unroll
-          for (int n = 0; n < HEAD_DIM / 8; ++n)
+          for (int n = 0; n < kOutTiles; ++n)
             *reinterpret_cast<u32*>(p.out + at + n * 8) =
                 pack2<Element>(state.out[n][2 * half] * scale, state.out[n][2 * half + 1] * scale);
         } else {
           float* target = p.partial_out + (partial_row + row) * HEAD_DIM + column;
 #pragma unroll
-          for (int n = 0; n < HEAD_DIM / 8; ++n)
+          for (int n = 0; n < kOutTiles; ++n)
             *reinterpret_cast<float2*>(target + n * 8) =
                 make_float2(state.out[n][2 * half], state.out[n][2 * half + 1]);
           if (lane % 4 == 0) p.partial_stats[partial_row + row] = Partial{state.max[half], state.sum[half]};
@@ -661,7 +722,7 @@ __device__ __forceinline__ void consume(const Params& p, u32 ring, u32 query_buf
 }
 
 // Grid: as many blocks as the plan has runs. Block: kConsumers + kProducers warps.
-extern "C" __global__ void __launch_bounds__((kConsumers + kProducers) * 32, 1)
+extern "C" __global__ void __launch_bounds__((kConsumers + kProducers) * 32, BLOCKS)
     attention_decode(const __grid_constant__ Params p, const __grid_constant__ TensorMap map) {
   extern __shared__ __align__(1024) u8 shared[];
   u8* query_buffers = shared + STAGES * kStageBytes;

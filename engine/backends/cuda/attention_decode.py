@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from engine.backends.cuda import loader, tensor_map
-from engine.backends.cuda.attention_decode_tiles import DecodeShape, choose_tiles, split_size
+from engine.backends.cuda.attention_decode_tiles import DecodeShape, DecodeTiles, choose_tiles, split_size
 from engine.backends.cuda.dtypes import dtype_code
 from engine.backends.cuda.errors import UnsupportedShapeError
 
@@ -36,6 +36,18 @@ class DecodeLimits:
     tokens: int
 
 
+def shape_of(pool: torch.Tensor, num_query_heads: int, queries: int) -> DecodeShape:
+    """The build that a pool, a head layout and a number of new tokens need.
+
+    Raises:
+        UnsupportedShapeError: names the size that the kernel does not take.
+    """
+    kv_heads, block_size, head_dim = pool.shape[3:]
+    if num_query_heads % kv_heads:
+        raise UnsupportedShapeError(f"query heads {num_query_heads} are no multiple of KV heads {kv_heads}")
+    return DecodeShape(head_dim, num_query_heads // kv_heads, queries, block_size, dtype_code(pool.dtype))
+
+
 class AttentionDecode:
     """Decode attention for one pool, head layout and window.
 
@@ -52,7 +64,7 @@ class AttentionDecode:
         queries: int,
         limits: DecodeLimits,
         window: int = 0,
-        tma: bool | None = None,
+        tiles: DecodeTiles | None = None,
     ) -> None:
         """Build the kernel and its buffers.
 
@@ -60,7 +72,7 @@ class AttentionDecode:
             pool: [num_blocks, layers, 2, H_kv, block_size, D], bf16 or fp16, contiguous.
             queries: new tokens of each request, 1 to 8.
             window: positions a token sees, itself included; 0: all.
-            tma: force the tensor copy engine on or off, for tests and benches.
+            tiles: another build than choose_tiles would pick, for tests and benches.
         Raises:
             UnsupportedShapeError: names the size that the kernel does not take.
         """
@@ -75,20 +87,14 @@ class AttentionDecode:
             )
         if window < 0:
             raise UnsupportedShapeError(f"window {window}: 0 (off) or more")
-        self._shape = DecodeShape(
-            head_dim=head_dim,
-            group=num_query_heads // kv_heads,
-            queries=queries,
-            block_size=block_size,
-            dtype=dtype_code(pool.dtype),
-        )
+        self._shape = shape_of(pool, num_query_heads, queries)
         facts = loader.facts()
-        self._tiles = choose_tiles(self._shape, facts, tma=tma)
+        self._tiles = tiles or choose_tiles(self._shape, facts)
         module = loader.load("attention_decode", defines=self._tiles.defines(self._shape))
         self._attend = module.kernel("attention_decode")
         self._plan = module.kernel("attention_decode_plan")
         self._pool, self._window, self._limits = pool, window, limits
-        self._runs = facts.num_sms
+        self._runs = facts.num_sms * self._tiles.blocks
         self._block_rows = layers * 2 * kv_heads * block_size
         self._map = tensor_map.empty()
         if self._tiles.tma:

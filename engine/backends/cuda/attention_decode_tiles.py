@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from engine.backends.cuda.errors import UnsupportedShapeError
+from engine.backends.cuda.source import Build
 from engine.backends.cuda.target import DeviceFacts
 
 MAX_SPLITS = 128  # of one request; its split size doubles until that holds
@@ -10,6 +11,7 @@ HEAD_DIMS = (64, 96, 128, 256)
 MAX_QUERIES = 8
 MAX_GROUP = 16
 MAX_STAGES = 12
+RESERVED_BYTES = 1024  # of shared memory, that CUDA takes for each block
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class DecodeShape:
     @property
     def padded_rows(self) -> int:
         """Rows of the tensor-core tiles that hold them."""
-        return next(rows for rows in (8, 16, 32, 64, 128) if rows >= self.rows)
+        return next(rows for rows in (4, 8, 16, 32, 64, 128) if rows >= self.rows)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class DecodeTiles:
     """A build: its defines, and what to launch it with."""
 
     tile: int
+    blocks: int  # a multiprocessor
     stages: int
     tma: bool
     threads: int
@@ -69,6 +72,7 @@ class DecodeTiles:
             "ROWS": shape.padded_rows,
             "TILE": self.tile,
             "STAGES": self.stages,
+            "BLOCKS": self.blocks,
             "TMA": int(self.tma),
             "SHARED_BYTES": self.shared_bytes,
         }
@@ -82,28 +86,51 @@ def split_size(head_dim: int, length: int) -> int:
     return size
 
 
-def choose_tiles(shape: DecodeShape, device: DeviceFacts, *, tma: bool | None = None) -> DecodeTiles:
+def _preferred(shape: DecodeShape) -> tuple[int, int]:
+    """Keys in a tile and blocks a multiprocessor: what fits 168 registers (two blocks) or 255."""
+    narrow = shape.padded_rows <= 8
+    if shape.head_dim == 256:
+        return (16, 2) if narrow else (16 if shape.padded_rows == 128 else 32, 1)
+    if shape.head_dim == 64 and shape.padded_rows < 128:
+        return 64, 2
+    return (32, 2) if narrow else (32 if shape.padded_rows == 128 else 64, 1)
+
+
+def choose_tiles(
+    shape: DecodeShape,
+    device: DeviceFacts,
+    *,
+    tma: bool | None = None,
+    tile: int | None = None,
+    blocks: int | None = None,
+) -> DecodeTiles:
     """Pick tile, ring depth and fill for a device.
 
     Args:
         tma: force the copy engine on or off; None takes it where the device has it.
+        tile, blocks: force the keys in a tile and the blocks a multiprocessor, for benches.
     Raises:
         UnsupportedShapeError: the device's shared memory cannot hold two stages.
     """
     rows = shape.padded_rows
-    if shape.head_dim == 256:
-        tile = 16 if rows == 128 else 32
-    else:
-        tile = 32 if rows == 128 else 64
+    preferred_tile, preferred_blocks = _preferred(shape)
+    tile, blocks = tile or preferred_tile, blocks or preferred_blocks
     row_tiles = max(1, rows // 16)
     consumers = 8 if row_tiles == 8 else 4
     key_groups = consumers // row_tiles
     panels = -(-shape.head_dim // 64)
     stage_bytes = 2 * panels * tile * 128
-    query_bytes = consumers * panels * 2048 if shape.head_dim == 256 or rows == 128 else 0
+    query_bytes = consumers * panels * 2048 if rows > 8 and (shape.head_dim == 256 or rows == 128) else 0
     merge_floats = key_groups * rows * (shape.head_dim + 8) if key_groups > 1 else rows * MAX_SPLITS
     fixed = query_bytes + merge_floats * 4 + key_groups * rows * 8 + 16
-    stages = min((device.shared_bytes_per_block - fixed) // (stage_bytes + 16), MAX_STAGES)
+
+    def stages_with(blocks: int) -> int:
+        room = min(device.shared_bytes_per_block, device.shared_bytes_per_sm // blocks - RESERVED_BYTES)
+        return min((room - fixed) // (stage_bytes + 16), MAX_STAGES)
+
+    if blocks > 1 and stages_with(blocks) < 2:
+        blocks = 1
+    stages = stages_with(blocks)
     if stages < 2:
         raise UnsupportedShapeError(
             f"attention_decode with head_dim {shape.head_dim} and {shape.rows} rows needs "
@@ -112,8 +139,23 @@ def choose_tiles(shape: DecodeShape, device: DeviceFacts, *, tma: bool | None = 
         )
     return DecodeTiles(
         tile=tile,
+        blocks=blocks,
         stages=stages,
         tma=device.major >= 9 if tma is None else tma,
         threads=(consumers + 2) * 32,
         shared_bytes=fixed + stages * (stage_bytes + 16),
     )
+
+
+def builds(device: DeviceFacts) -> list[Build]:
+    """What `make kernels` makes for a device: every head size, row count and element type."""
+    found = []
+    for head_dim in HEAD_DIMS:
+        for group, queries in ((4, 1), (8, 1), (16, 1), (8, 4), (8, 8), (16, 8)):
+            for dtype in (0, 1):
+                shape = DecodeShape(head_dim, group, queries, 64, dtype)
+                # 128 rows of 256 columns do not fit the registers; a model with both is not known.
+                hot = not (head_dim == 256 and shape.padded_rows == 128)
+                tiles = choose_tiles(shape, device)
+                found.append(Build("attention_decode", tiles.defines(shape), hot))
+    return found

@@ -69,3 +69,17 @@ class Source:
             digest.update(part.encode())
             digest.update(b"\0")
         return f"{self.name}-{arch}-{digest.hexdigest()[:16]}.cubin"
+
+
+@dataclass(frozen=True)
+class Build:
+    """One module that `make kernels` makes ahead.
+
+    Attributes:
+        name, defines: as for loader.load.
+        hot: a register spill in it is an error.
+    """
+
+    name: str
+    defines: Mapping[str, DefineValue]
+    hot: bool = True
