@@ -74,8 +74,9 @@ test-gpu: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## tests that need an NVIDIA 
 kernels: $(if $(GPU_PYTHON),,$(CUDA_MADE)) ## compile every CUDA kernel, print what it uses, fail on spills
 	$(or $(GPU_PYTHON),$(PY)) -m engine.backends.cuda.build $(ARGS)
 
-bench: protos ## a cluster beside Hugging Face generate, on this machine's CPU (ARGS='--rounds 1')
+bench: protos ## on this CPU: a cluster beside Hugging Face generate, the hand-off beside bare ZeroMQ
 	$(PY) -m bench.cluster $(ARGS)
+	$(PY) -m bench.kvtransfer
 
 clean: ## remove what was generated (not .venv, not the model cache)
 	rm -rf baton/v1 build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
