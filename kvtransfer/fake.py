@@ -121,14 +121,14 @@ class FakeListener:
         endpoint: "fake://name".
     """
 
-    def __init__(self, loop: IoLoop, bind: str) -> None:
+    def __init__(self, bind: str) -> None:
         """Take an endpoint; "fake://" mints a name.
 
         Raises:
             InvalidTransferError: the name is taken.
         """
         self.endpoint = bind if bind != FAKE_SCHEME else f"{FAKE_SCHEME}{next(_minted)}"
-        self._loop = loop
+        self._loop: IoLoop | None = None
         self._faults = faults(self.endpoint)
         self._links: dict[Route, FakeLink] = {}
         self._on_frame: FrameFromSender | None = None
@@ -137,8 +137,9 @@ class FakeListener:
                 raise InvalidTransferError("bind", f"{self.endpoint} is taken")
             _listeners[self.endpoint] = self
 
-    def start(self, on_frame: FrameFromSender) -> None:
+    def start(self, loop: IoLoop, on_frame: FrameFromSender) -> None:
         """Begin to take frames."""
+        self._loop = loop
         self._on_frame = on_frame
 
     def send(self, route: Route, header: bytes, payload: bytes = b"") -> None:
@@ -163,7 +164,8 @@ class FakeListener:
 
     def take(self, link: FakeLink, header: bytes, payload: bytes) -> None:
         """Take a frame from a sender; from any thread."""
-        self._loop.post(partial(self._take, link, header, payload))
+        if self._loop is not None:
+            self._loop.post(partial(self._take, link, header, payload))
 
     def _take(self, link: FakeLink, header: bytes, payload: bytes) -> None:
         if self._on_frame is not None:

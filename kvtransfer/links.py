@@ -1,6 +1,6 @@
 """What carries frames: a listener at the receiver, a link at the sender.
 
-Both belong to one `IoLoop`: every method but `open_link`'s work runs on it, and so do the callbacks.
+Each belongs to one `IoLoop`: its methods and its callbacks run on it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvtransfer.frames import Payload
+from kvtransfer.io_loop import IoLoop
 
 Route = bytes
 FrameFromSender = Callable[[Route, Payload, Payload], None]
@@ -20,8 +21,8 @@ class Listener(Protocol):
 
     endpoint: str
 
-    def start(self, on_frame: FrameFromSender) -> None:
-        """Begin to take frames."""
+    def start(self, loop: IoLoop, on_frame: FrameFromSender) -> None:
+        """Begin to take frames, on this loop; called on it, as all that follows."""
 
     def send(self, route: Route, header: bytes, payload: bytes = b"") -> None:
         """Send a frame to one sender; dropped if that sender is gone."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from kvtransfer.errors import ClosedError, CorruptFrameError, MalformedFrameError
+from kvtransfer.errors import ClosedError, CorruptFrameError, InvalidTransferError, MalformedFrameError
 from kvtransfer.events import ReceiverEvent
 from kvtransfer.fake import FakeListener
 from kvtransfer.fences import Fence, Fences
@@ -81,9 +81,12 @@ class Receiver:
             window_bytes: unread bytes that one transfer may have under way (at least 4 blocks).
             clock: seconds, monotonic; for tests.
         Raises:
-            InvalidTransferError: the address cannot be bound, or the incarnation is too long.
+            InvalidTransferError: no region, an incarnation of more than 40 bytes, or an address
+                that cannot be bound.
         """
         encode_id("incarnation", incarnation, MAX_INCARNATION_BYTES)
+        if not regions:
+            raise InvalidTransferError("regions", "at least one is needed")
         self._regions = tuple(regions)
         self._incarnation = incarnation
         self._on_event = on_event
@@ -92,14 +95,13 @@ class Receiver:
         self._releases: set[Future[None]] = set()
         self._drops: Counter[str] = Counter()
         self._fences = Fences(self._send_stop)
-        self._loop = IoLoop(f"kv-receiver-{worker_id}", self._tick, self._busy)
         largest = max(region.block_bytes for region in regions)
         self._listener: Listener
         if bind.startswith(FAKE_SCHEME):
-            self._listener = FakeListener(self._loop, bind)
+            self._listener = FakeListener(bind)
         else:
             max_bytes = max(largest, MAX_CONTROL_BYTES) + HEADER_BYTES
-            self._listener = ZmqListener(self._loop, bind, advertise_host, max_bytes)
+            self._listener = ZmqListener(bind, advertise_host, max_bytes)
         self._around = Surroundings(
             [region.blocks() for region in regions],
             tuple(transports),
@@ -118,8 +120,9 @@ class Receiver:
             tuple(transports),
             tuple(region.facts for region in regions),
         )
+        self._loop = IoLoop(f"kv-receiver-{worker_id}", self._tick, self._busy)
         self._loop.start()
-        self._loop.call(lambda: self._listener.start(self._on_frame))
+        self._loop.call(lambda: self._listener.start(self._loop, self._on_frame))
 
     @property
     def drops(self) -> dict[str, int]:

@@ -27,11 +27,10 @@ class ZmqListener:
         endpoint: "tcp://host:port" as peers reach it.
     """
 
-    def __init__(self, loop: IoLoop, bind: str, advertise_host: str, max_message_bytes: int) -> None:
+    def __init__(self, bind: str, advertise_host: str, max_message_bytes: int) -> None:
         """Bind.
 
         Args:
-            loop: owns the socket from `start` on.
             bind: "tcp://host:port"; port 0 takes a free one.
             advertise_host: host that peers are told; needed when all interfaces are bound.
             max_message_bytes: a peer that sends more is disconnected.
@@ -42,7 +41,7 @@ class ZmqListener:
         if host in ("*", "0.0.0.0", "[::]") and not advertise_host:
             raise InvalidTransferError("bind", f"{bind} names no host that a peer could reach")
         keep_message_memory()
-        self._loop = loop
+        self._loop: IoLoop | None = None
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, _CLOSE_LINGER_MS)
@@ -56,17 +55,18 @@ class ZmqListener:
         bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.endpoint = f"tcp://{advertise_host or host}:{bound.rpartition(':')[2]}"
 
-    def start(self, on_frame: FrameFromSender) -> None:
+    def start(self, loop: IoLoop, on_frame: FrameFromSender) -> None:
         """Begin to take frames."""
-        self._loop.add_reader(self._socket, lambda: self._read(on_frame))
+        self._loop = loop
+        loop.add_reader(self._socket, lambda: self._read(loop, on_frame))
 
-    def _read(self, on_frame: FrameFromSender) -> None:
+    def _read(self, loop: IoLoop, on_frame: FrameFromSender) -> None:
         for _ in range(_BATCH):
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._loop.run_posted()  # a frame's expect() was posted before the frame was sent
+            loop.run_posted()  # a frame's expect() was posted before the frame was sent
             if self._socket.closed:
                 return
             route, header, payload = parts[0], parts[1] if len(parts) > 1 else None, parts[2:]
@@ -86,7 +86,8 @@ class ZmqListener:
 
     def close(self) -> None:
         """Stop."""
-        self._loop.remove_reader(self._socket)
+        if self._loop is not None:
+            self._loop.remove_reader(self._socket)
         self._socket.close()
         self._context.term()
 

@@ -79,7 +79,9 @@ class Rig:
         self._stack.callback(receiver.close)
         return receiver
 
-    def make_sender(self, *, clock: Callable[[], float] = time.monotonic, fingerprint: str = "fp") -> TestSender:
+    def make_sender(
+        self, *, clock: Callable[[], float] = time.monotonic, fingerprint: str = "fp"
+    ) -> TestSender:
         self._senders += 1
         sender = TestSender(f"prefill-{self._senders}", self.transport, clock, fingerprint, self._senders)
         self._stack.callback(sender.close)

@@ -232,7 +232,9 @@ def test_the_sender_stops_before_a_lease_that_nobody_answers_runs_out(rig: Rig) 
         assert rig.untouched([2, 3])
     assert rig.await_outcome() in (
         LeaseExpired("t", 1),
-        Failed("t", 1, "SENDER_GAVE_UP", "no answer from " + rig.receiver.peer.endpoint + " for most of a lease"),
+        Failed(
+            "t", 1, "SENDER_GAVE_UP", "no answer from " + rig.receiver.peer.endpoint + " for most of a lease"
+        ),
     )
 
 

@@ -1,0 +1,195 @@
+"""Shared-memory files, liveness, the write gate and fences; no sockets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from kvtransfer.copier import WriteGate
+from kvtransfer.errors import InvalidTransferError, SharedMemoryError
+from kvtransfer.fences import Fence, Fences
+from kvtransfer.host import SHM_DIR, host_id
+from kvtransfer.locked_file import LockedFile, owner_is_alive, path_of, sweep_stale
+from kvtransfer.region import Region
+from kvtransfer.shared_memory import SharedMemoryWriter, allocate_shared, attach_shared
+
+
+def test_shared_memory_is_zeroed_named_and_gone_after_close() -> None:
+    shared = allocate_shared("a pool/../x", 10_000)
+    assert len(shared.memory) == 10_000
+    assert not any(shared.memory)
+    path = path_of(shared.name)
+    assert path.exists()
+    assert path.stat().st_mode & 0o777 == 0o600
+    shared.close()
+    shared.close()
+    assert not path.exists()
+
+
+def test_closing_leaves_views_valid() -> None:
+    shared = allocate_shared("test", 4096)
+    view = np.frombuffer(shared.memory, dtype=np.uint8)
+    shared.close()
+    view[:] = 3
+    assert view.sum() == 3 * 4096
+
+
+def test_too_much_shared_memory_names_both_sizes() -> None:
+    before = set(SHM_DIR.glob("baton-huge*"))
+    with pytest.raises(SharedMemoryError, match=f"{1 << 46} bytes .*has [0-9]+ free of [0-9]+"):
+        allocate_shared("huge", 1 << 46)
+    with pytest.raises(SharedMemoryError, match="at least 1"):
+        allocate_shared("huge", 0)
+    assert set(SHM_DIR.glob("baton-huge*")) == before
+
+
+def test_a_forked_child_does_not_unlink_its_parents_memory() -> None:
+    script = (
+        "import os, sys\n"
+        "from kvtransfer.shared_memory import allocate_shared\n"
+        "shared = allocate_shared('fork', 100)\n"
+        "if os.fork() == 0: sys.exit()\n"
+        "os.wait()\n"
+        "print(os.path.exists('/dev/shm/' + shared.name), shared.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    existed, name = done.stdout.split()
+    assert existed == "True"
+    assert not (SHM_DIR / name).exists()  # but its own exit does, without close()
+
+
+def test_liveness_is_the_lock_not_the_file() -> None:
+    file = LockedFile("test")
+    assert owner_is_alive(file.name)
+    assert file.name not in sweep_stale()
+    assert owner_is_alive(file.name)
+    file.close()
+    assert not owner_is_alive(file.name)
+    stale = SHM_DIR / "baton-test-stale"
+    stale.write_bytes(b"left behind")
+    assert not owner_is_alive(stale.name)
+    assert stale.name in sweep_stale()
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x", "baton-", "baton-a/b", "../baton-a", "baton-" + "a" * 81, "baton-a\n"]
+)
+def test_names_from_the_wire_cannot_point_elsewhere(name: str) -> None:
+    with pytest.raises(SharedMemoryError, match="not the name"):
+        path_of(name)
+
+
+def test_a_link_is_not_followed() -> None:
+    link = SHM_DIR / "baton-test-link"
+    link.symlink_to("/etc/passwd")
+    try:
+        facts = Region("g", 1, 1, "cpu", "f", memoryview(b"x"), link.name).facts
+        with pytest.raises(SharedMemoryError, match="cannot open"):
+            attach_shared(facts)
+    finally:
+        link.unlink()
+
+
+def test_a_writer_sees_the_owners_blocks() -> None:
+    shared = allocate_shared("test", 4 * 5000)
+    region = Region("g", 5000, 4, "cpu", "f", shared.memory, shared.name)
+    source = np.random.default_rng(0).integers(0, 256, (3, 5000), dtype=np.uint8)
+    writer = SharedMemoryWriter([source], [region.facts])
+    writer.write(0, 2, 1)
+    blocks = region.blocks()
+    assert np.array_equal(blocks[2], source[1])
+    assert not blocks[[0, 1, 3]].any()
+    writer.close()
+    del blocks
+    shared.close()
+
+
+def test_regions_check_their_sizes() -> None:
+    for block_bytes, num_blocks, memory in ((0, 1, b""), (1, 0, b""), (3, 3, b"12345678")):
+        with pytest.raises(InvalidTransferError, match="region"):
+            Region("g", block_bytes, num_blocks, "cpu", "f", memoryview(memory))
+    with pytest.raises(InvalidTransferError, match="contiguous"):
+        Region("g", 2, 2, "cpu", "f", memoryview(bytearray(8))[::2])
+
+
+def test_the_host_has_one_name() -> None:
+    assert host_id() == host_id()
+    assert len(host_id()) == 16
+
+
+class RecordingWriter:
+    def __init__(self) -> None:
+        self.written: list[tuple[int, int, int]] = []
+        self.entered, self.leave = threading.Event(), threading.Event()
+        self.leave.set()
+
+    def write(self, group: int, target_block_id: int, source_block_id: int) -> None:
+        self.entered.set()
+        assert self.leave.wait(5)
+        self.written.append((group, target_block_id, source_block_id))
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_gate_opens_with_the_grant_and_closes_at_the_deadline() -> None:
+    now, writer = [10.0], RecordingWriter()
+    gate = WriteGate(writer, lambda: now[0])
+    assert not gate.write(0, 1, 2)
+    gate.deadline = 11.0
+    assert gate.write(0, 1, 2)
+    now[0] = 11.0
+    assert not gate.write(0, 3, 4)
+    gate.deadline = 12.0
+    assert gate.write(0, 5, 6)
+    gate.close()
+    assert not gate.write(0, 7, 8)
+    assert writer.written == [(0, 1, 2), (0, 5, 6)]
+
+
+def test_closing_the_gate_waits_for_the_block_being_copied() -> None:
+    writer = RecordingWriter()
+    gate = WriteGate(writer, lambda: 0.0)
+    gate.deadline = 1.0
+    writer.leave.clear()
+    copy = threading.Thread(target=gate.write, args=(0, 1, 2))
+    copy.start()
+    assert writer.entered.wait(5)
+    close = threading.Thread(target=gate.close)
+    close.start()
+    close.join(0.05)
+    assert close.is_alive()
+    writer.leave.set()
+    close.join(5)
+    copy.join(5)
+    assert writer.written == [(0, 1, 2)]
+
+
+def test_a_fence_falls_by_answer_by_lease_or_by_death() -> None:
+    sent: list[int] = []
+    fences = Fences(lambda fence: sent.append(fence.epoch))
+    alive = LockedFile("test")
+    done: list[str] = []
+    fences.when_clear("t", lambda: done.append("none stood"))
+    for epoch in (1, 2, 3):
+        fences.put_up(Fence("t", epoch, b"route", alive.name, deadline=10.0 * epoch, stop_at=0.0))
+    fences.when_clear("t", lambda: done.append("all fell"))
+    fences.when_clear("other", lambda: done.append("another's"))
+    assert sent == [1, 2, 3]
+    assert done == ["none stood", "another's"]
+    fences.tick(0.1)
+    assert sent == [1, 2, 3, 1, 2, 3]
+    assert not fences.stopped("t", 1, b"someone else")
+    assert fences.stopped("t", 1, b"route")
+    assert not fences.stopped("t", 1, b"route")
+    fences.tick(20.0)  # epoch 2 by its lease
+    assert fences.stands("t")
+    alive.close()
+    fences.tick(20.0)  # epoch 3 by its process
+    assert not fences
+    assert done == ["none stood", "another's", "all fell"]
