@@ -180,8 +180,14 @@ class Registry:
             self._drop(worker, "left")
 
     def suspect(self, worker: Worker) -> None:
-        """Prefer others to this worker until it beats again."""
+        """Prefer others to this worker until it beats again, or `trust`."""
         worker.is_suspect = True
+
+    def trust(self, worker: Worker) -> None:
+        """End suspicion: a connection to the worker was made."""
+        if worker.is_suspect:
+            worker.is_suspect = False
+            self._notify()
 
     def sweep(self) -> None:
         """Drop workers that missed three beats."""

@@ -269,7 +269,7 @@ class Attempt:
                 self._take_step(event)
             case _Broken():
                 assert self._decode is not None
-                self._recovery.blame(self._decode.worker, event.error)
+                self._recovery.avoid.add(self._decode.worker.key)
                 self._failure = event.error
             case _PrefillEvent() if event.epoch == self._epoch:
                 self._take_prefill(event)

@@ -55,7 +55,7 @@ class Cluster:
 
     def on_joined(self, worker: Worker) -> None:
         """Connect."""
-        self._links[worker.key] = WorkerLink(worker, self.gateway_id)
+        self._links[worker.key] = WorkerLink(worker, self.gateway_id, self.registry)
 
     def on_lost(self, worker: Worker) -> None:
         """End every call to the worker."""

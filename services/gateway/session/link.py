@@ -14,7 +14,7 @@ from baton.v1.prefill_pb2_grpc import PrefillServiceStub
 from services.common.channel import open_channel
 from services.common.errors import BatonError, ErrorReason
 from services.common.status import parse_status
-from services.gateway.registry import Worker
+from services.gateway.registry import Registry, Worker
 from services.gateway.session.steps import StepStream
 
 _CANCEL_TIMEOUT_S = 2.0
@@ -28,7 +28,7 @@ class WorkerLink:
         steps: the token stream; None: the worker does not decode.
     """
 
-    def __init__(self, worker: Worker, gateway_id: str) -> None:
+    def __init__(self, worker: Worker, gateway_id: str, registry: Registry) -> None:
         self.worker = worker
         self._channel = open_channel(worker.info.address)
         self._prefill = PrefillServiceStub(self._channel)
@@ -37,7 +37,7 @@ class WorkerLink:
         self._is_lost = False
         self.steps: StepStream | None = None
         if worker.does_decode:
-            self.steps = StepStream(self._decode, gateway_id, *worker.key)
+            self.steps = StepStream(self._decode, gateway_id, worker, registry)
 
     async def reserve(self, request: ReserveRequest, timeout_s: float) -> ReserveResponse:
         """Call DecodeService.Reserve. BatonError: what the worker said, or WORKER_LOST."""

@@ -13,6 +13,7 @@ from baton.v1.decode_pb2_grpc import DecodeServiceStub
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
 from services.common.status import parse_status
+from services.gateway.registry import Registry, Worker
 
 _FIRST_BACKOFF_S = 0.05
 _LAST_BACKOFF_S = 1.0
@@ -38,14 +39,15 @@ class StepStream:
     the session goes on from the tokens that it has, and none is lost or doubled.
     """
 
-    def __init__(self, stub: DecodeServiceStub, gateway_id: str, worker_id: str, incarnation: str) -> None:
+    def __init__(self, stub: DecodeServiceStub, gateway_id: str, worker: Worker, registry: Registry) -> None:
         self._stub = stub
         self._gateway_id = gateway_id
-        self._worker_id = worker_id
-        self._incarnation = incarnation
+        self._worker = worker
+        self._registry = registry
+        self._worker_id, self._incarnation = worker.key
         self._sinks: dict[str, StepSink] = {}
         self._open = asyncio.Event()
-        self._task = asyncio.create_task(self._run(), name=f"steps of {worker_id}")
+        self._task = asyncio.create_task(self._run(), name=f"steps of {self._worker_id}")
 
     async def opened(self, timeout_s: float) -> None:
         """Wait until events would arrive. BatonError: WORKER_LOST: not in time."""
@@ -84,6 +86,7 @@ class StepStream:
                 error = BatonError(ErrorReason.WORKER_LOST, "the worker closed its stream")
             except grpc.aio.AioRpcError as status:
                 error = parse_status(status)
+            self._registry.suspect(self._worker)  # until the stream is open again, or a beat comes
             if self._open.is_set():
                 backoff_s = _FIRST_BACKOFF_S
                 log(
@@ -106,7 +109,9 @@ class StepStream:
             async for response in call:
                 if response.incarnation != self._incarnation:
                     return
-                self._open.set()
+                if not self._open.is_set():
+                    self._open.set()
+                    self._registry.trust(self._worker)
                 for event in response.events:
                     sink = self._sinks.get(event.request_id)
                     if sink is not None:
