@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from baton.v1 import decode_pb2
+from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
 from services.decode.config import LeaseConfig
 
@@ -34,7 +35,7 @@ class Outbox:
         self._config = config
         self._on_lost = on_lost
         self._waiting: deque[tuple[float, decode_pb2.StreamStepsResponse]] = deque()
-        self._stream: asyncio.Task[object] | None = None
+        self._stream: object | None = None
         self._wake = asyncio.Event()
         self._closing = False
         self._grace = self._start_grace()
@@ -47,32 +48,44 @@ class Outbox:
         self._wake.set()
         if self._stream is not None and now - self._waiting[0][0] > self._config.slow_gateway_s:
             log(_logger, logging.WARNING, "stream cut: the gateway is too slow", waiting=len(self._waiting))
-            self._stream.cancel()
+            self._detach()
 
     async def stream(self) -> AsyncGenerator[decode_pb2.StreamStepsResponse, None]:
-        """Attach: give what waits, then what comes. A stream that is open already is ended."""
-        if self._stream is not None:
-            self._stream.cancel()
-        self._stream = task = asyncio.current_task()
+        """Attach: give what waits, then what comes. A stream that is open already is ended.
+
+        Raises:
+            BatonError: CANCELLED: another stream took over, or this one was cut.
+        """
+        self._stream = me = object()
+        self._wake.set()
         self._grace.cancel()
         try:
             yield decode_pb2.StreamStepsResponse(incarnation=self._incarnation)
-            while not self._closing or self._waiting:
-                if not self._waiting:
+            while True:
+                # A cut stream comes back from its yield when the gateway reads again, if ever.
+                if self._stream is not me:
+                    raise BatonError(ErrorReason.CANCELLED, "the stream was cut, or another one took over")
+                if self._waiting:
+                    yield self._waiting.popleft()[1]
+                elif self._closing:
+                    return
+                else:
                     self._wake.clear()
                     await self._wake.wait()
-                elif self._stream is task:
-                    yield self._waiting.popleft()[1]
         finally:
-            if self._stream is task:
-                self._stream = None
-                self._grace = self._start_grace()
+            if self._stream is me:
+                self._detach()
 
     def close(self) -> None:
         """End the stream after what waits was given."""
         self._closing = True
         self._grace.cancel()
         self._wake.set()
+
+    def _detach(self) -> None:
+        self._stream = None
+        self._wake.set()
+        self._grace = self._start_grace()
 
     def _start_grace(self) -> asyncio.TimerHandle:
         handle = asyncio.get_running_loop().call_later(self._config.stream_grace_s, self._on_lost)

@@ -110,7 +110,7 @@ class Reservations:
         if (reservation.request_id, reservation.transfer_id) != (request_id, transfer_id):
             raise invalid("reservation_id", "was made for another request_id or transfer_id")
         reservation.epoch += 1
-        self._expect(reservation)
+        self._expect(reservation, reservation.granted.result())
         return reservation
 
     def cancel(self, request_id: str) -> None:
@@ -233,13 +233,14 @@ class Reservations:
         return None
 
     def _on_granted(self, reservation: Reservation, event: ReservationGranted) -> None:
-        reservation.phase = Phase.RESERVED
-        reservation.granted.set_result(event)
         try:
-            self._expect(reservation)
+            self._expect(reservation, event)
         except KvTransferError as error:
-            # Without a transfer nothing would fill it, and no lease would run out.
-            self._fail(reservation, BatonError(ErrorReason.INTERNAL, f"the receiver refused: {error}"))
+            refused = translate(error) or BatonError(ErrorReason.INTERNAL, str(error))
+            self.end(reservation, refused)
+        else:
+            reservation.phase = Phase.RESERVED
+            reservation.granted.set_result(event)
 
     def _on_request_failed(
         self, reservation: Reservation, event: RequestFailed
@@ -258,9 +259,8 @@ class Reservations:
 
     # Bookkeeping.
 
-    def _expect(self, reservation: Reservation) -> None:
-        block_ids = reservation.granted.result().block_ids
-        self._receiver.expect(reservation.transfer_id, reservation.epoch, block_ids, self._lease_s)
+    def _expect(self, reservation: Reservation, granted: ReservationGranted) -> None:
+        self._receiver.expect(reservation.transfer_id, reservation.epoch, granted.block_ids, self._lease_s)
 
     def _fail(self, reservation: Reservation, error: BatonError) -> None:
         """End a request and tell its gateway why: on its stream, or in the answer to Reserve."""
