@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from baton.cluster import LocalCluster
-from tests.support.golden import Reference, reference_answers, varied_prompts
-
-NUM_PROMPTS = 50
-NUM_TOKENS = 16
+from tests.support.golden import GreedyReference
 
 
 @pytest.fixture(scope="session")
-def references(model_dir: Path) -> list[Reference]:
-    """Transformers' greedy answers to varied prompts, in float32."""
-    return reference_answers(model_dir, varied_prompts(model_dir, NUM_PROMPTS), NUM_TOKENS)
+def reference(model_dir: Path) -> GreedyReference:
+    """Transformers on the same weights, in float32."""
+    return GreedyReference(model_dir)
 
 
 @pytest.fixture(scope="module")

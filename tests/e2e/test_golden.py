@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from pathlib import Path
 
 import pytest
 
+from baton.client import Client
 from baton.cluster import LocalCluster
 from baton.errors import RequestError
-from tests.support.golden import Reference, assert_same
+from tests.support.golden import GreedyReference, varied_prompts
 from tests.support.traffic import complete_all
 
 TRANSPORTS = ("shared_memory", "zmq_tcp")
@@ -17,46 +19,48 @@ WORKERS = (1, 3)
 CHUNKS = (16, 64, 512)
 COVERING = [("shared_memory", 1, 512), ("zmq_tcp", 3, 16), ("zmq_tcp", 1, 64)]
 MATRIX = [case for case in itertools.product(TRANSPORTS, WORKERS, CHUNKS) if case not in COVERING]
+OPTIONS = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 24}
 
 
-def check(transport: str, workers: int, chunk: int, references: list[Reference]) -> None:
+def check(transport: str, workers: int, chunk: int, reference: GreedyReference, model_dir: Path) -> None:
+    prompts = varied_prompts(model_dir)
     with LocalCluster(
         prefill=workers,
         decode=workers,
         prefill_args=["--transports", transport, "--max-chunk-tokens", str(chunk)],
         decode_args=["--transports", transport],
     ) as cluster:
-        prompts = [reference.prompt for reference in references]
-        answers = asyncio.run(
-            complete_all(
-                cluster.gateway_address,
-                prompts,
-                at_once=16,
-                temperature=0.0,
-                ignore_eos=True,
-                max_tokens=len(references[0].tokens),
-            )
-        )
+        answers = asyncio.run(complete_all(cluster.gateway_address, prompts, at_once=16, **OPTIONS))
     used = set()
-    for reference, answer in zip(references, answers, strict=True):
+    for prompt, answer in zip(prompts, answers, strict=True):
         assert not isinstance(answer, RequestError), answer
-        if note := assert_same(reference, answer.token_ids):
-            print(note)
+        assert len(answer.token_ids) == OPTIONS["max_tokens"]
+        assert answer.finished.usage.prompt_tokens == len(prompt)
         used.add(answer.finished.handoff.transport)
-        assert answer.finished.usage.prompt_tokens == len(reference.prompt)
+        if note := reference.check(prompt, answer.token_ids):
+            print(note)
     assert used == {transport}
+
+
+def test_equals_generate(cluster: LocalCluster, reference: GreedyReference, model_dir: Path) -> None:
+    with Client(cluster.gateway_address) as client:
+        for prompt in varied_prompts(model_dir)[:10:2]:
+            tokens = client.complete(token_ids=prompt, **OPTIONS).token_ids
+            note = reference.check(prompt, tokens)
+            assert note or list(tokens) == reference.generate(prompt, len(tokens))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("transport", "workers", "chunk"), COVERING)
-def test_equals_transformers(transport: str, workers: int, chunk: int, references: list[Reference]) -> None:
-    check(transport, workers, chunk, references)
+def test_equals_transformers(
+    transport: str, workers: int, chunk: int, reference: GreedyReference, model_dir: Path
+) -> None:
+    check(transport, workers, chunk, reference, model_dir)
 
 
 @pytest.mark.matrix
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("transport", "workers", "chunk"), MATRIX)
 def test_equals_transformers_everywhere(
-    transport: str, workers: int, chunk: int, references: list[Reference]
+    transport: str, workers: int, chunk: int, reference: GreedyReference, model_dir: Path
 ) -> None:
-    check(transport, workers, chunk, references)
+    check(transport, workers, chunk, reference, model_dir)

@@ -1,4 +1,4 @@
-"""Greedy answers of Hugging Face Transformers, and how ours are compared with them."""
+"""Whether an answer is the greedy one of Hugging Face Transformers, and prompts to ask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import random
 import subprocess
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -33,15 +32,6 @@ QUESTIONS = [
 ]
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What Transformers answers to one prompt: tokens, and the gap of its two best logits at each."""
-
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    gaps: tuple[float, ...]
-
-
 def varied_prompts(model_dir: Path, count: int = 50, max_tokens: int = 1500) -> list[list[int]]:
     """Return prompts of 1 to `max_tokens` tokens; some share long prefixes, some end on block edges."""
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
@@ -63,43 +53,46 @@ def varied_prompts(model_dir: Path, count: int = 50, max_tokens: int = 1500) -> 
     return [prompt[:max_tokens] for prompt in prompts[:count]]
 
 
-def reference_answers(model_dir: Path, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[Reference]:
-    """Answer each prompt alone, greedily, in float32, past end-of-sequence tokens."""
-    from transformers import AutoModelForCausalLM
+class GreedyReference:
+    """Transformers in float32, asked whether an answer is its own greedy one.
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    answers = []
-    for prompt in prompts:
+    One pass over prompt and answer gives the logits at every position. If each token is the most
+    likely one after those before it, then by induction the answer is what `generate` gives; that
+    costs a prefill instead of a step a token. `generate` itself is there to check just that.
+    """
+
+    def __init__(self, model_dir: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        self._model.generation_config.eos_token_id = None
+        self._model.generation_config.pad_token_id = 0
+        self._checked: dict[tuple[tuple[int, ...], tuple[int, ...]], str | None] = {}
+
+    def check(self, prompt: Sequence[int], tokens: Sequence[int]) -> str | None:
+        """Fail unless `tokens` is the greedy answer; a difference at a near-tie is returned as text."""
+        key = (tuple(prompt), tuple(tokens))
+        if key not in self._checked:
+            self._checked[key] = self._check(*key)
+        return self._checked[key]
+
+    def generate(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
+        """Return the greedy answer, past end-of-sequence tokens."""
         ids = torch.tensor([list(prompt)])
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=num_tokens,
-            output_logits=True,
-            return_dict_in_generate=True,
+        out = self._model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens
         )
-        best = [logits[0].topk(2).values for logits in out.logits]
-        answers.append(
-            Reference(
-                prompt=tuple(prompt),
-                tokens=tuple(out.sequences[0, len(prompt) :].tolist()),
-                gaps=tuple(float(top[0] - top[1]) for top in best),
-            )
-        )
-    return answers
+        return list(out[0, len(prompt) :].tolist())
 
-
-def assert_same(reference: Reference, tokens: Sequence[int]) -> str | None:
-    """Compare token for token; a difference is allowed at a near-tie only, and is returned as text."""
-    assert len(tokens) == len(reference.tokens), f"{len(tokens)} tokens, not {len(reference.tokens)}"
-    for at, (ours, theirs) in enumerate(zip(tokens, reference.tokens, strict=True)):
-        if ours != theirs:
-            gap = reference.gaps[at]
-            assert gap < NEAR_TIE, (
-                f"{len(reference.prompt)} tokens in: token {at} is {ours}, not {theirs}; gap {gap:g}"
-            )
-            return f"near-tie at token {at} of a prompt of {len(reference.prompt)}: gap {gap:g}"
-    return None
+    @torch.inference_mode()
+    def _check(self, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> str | None:
+        ids = torch.tensor([[*prompt, *tokens[:-1]]])
+        logits = self._model(ids, logits_to_keep=len(tokens)).logits[0]
+        best = logits.max(dim=-1).values
+        notes = []
+        for at, token in enumerate(tokens):
+            gap = float(best[at] - logits[at, token])
+            assert gap < NEAR_TIE, f"{len(prompt)} tokens in: token {at} is {token}, {gap:g} below the best"
+            if token != int(logits[at].argmax()):
+                notes.append(f"near-tie at token {at} of a prompt of {len(prompt)}: gap {gap:g}")
+        return "; ".join(notes) or None
