@@ -147,11 +147,8 @@ class Scheduler:
         """Choose what the next step runs; grants reservations too. The rows may be empty."""
         self._step += 1
         copies: list[BlockCopy] = []
-        preemptions = self._counters.preemptions
         rows = self._schedule_decode(copies)
-        # Blocks that a preemption freed are for the decode rows of the next steps.
-        if not rows or self._counters.preemptions == preemptions:
-            self._admit()
+        self._admit()
         rows += self._schedule_chunks(rows)
         if not rows:
             return SchedulerOutput(self._step, ())

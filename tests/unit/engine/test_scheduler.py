@@ -129,13 +129,36 @@ def test_a_lone_request_that_outgrows_the_pool_fails() -> None:
     assert driver.scheduler.stats().used_blocks == 0
 
 
-def test_a_request_that_outgrew_the_pool_while_preempted_fails() -> None:
+def test_a_request_that_outgrew_the_pool_while_it_shared_blocks_fails() -> None:
     driver = create_driver(num_blocks=4)
-    old, young = create_request(4, "old", max_tokens=3), create_request(3, "young", max_tokens=100)
-    driver.submit(old, young)
+    parent = create_request(10, "parent", max_tokens=6)
+    expected = expected_tokens(parent, 6)
+    driver.submit(parent)
+    while parent.num_tokens < 15:
+        driver.step()
+    child = create_request(list(parent.token_ids), "child", max_tokens=50)
+    driver.requests["child"] = child
+    driver.scheduler.fork("parent", child)
+    # The parent needs the last block for itself; 15 tokens and one more fit again, 17 do not.
     driver.run()
-    assert isinstance(driver.failed["young"], OutOfBlocksError)
-    assert driver.reasons["old"] is FinishReason.LENGTH
+    assert driver.tokens["parent"] == expected
+    assert child.num_preemptions == 1
+    assert isinstance(driver.failed["child"], OutOfBlocksError)
+    assert driver.scheduler.stats().used_blocks == 0
+
+
+def test_a_preempted_request_too_large_to_come_back_fails() -> None:
+    driver = create_driver(num_blocks=4)
+    parent = create_request(10, "parent", max_tokens=7)
+    driver.submit(parent)
+    while parent.num_tokens < 16:
+        driver.step()
+    child = create_request(list(parent.token_ids), "child", max_tokens=50)
+    driver.requests["child"] = child
+    driver.scheduler.fork("parent", child)
+    driver.run()
+    assert "16 tokens and the next one do not fit the pool of 4" in str(driver.failed["child"])
+    assert driver.reasons["parent"] is FinishReason.LENGTH
 
 
 def test_two_hundred_requests_on_a_pool_for_twenty() -> None:
@@ -285,6 +308,17 @@ def test_a_reservation_pins_cached_blocks_even_of_the_whole_prompt() -> None:
         driver.run()
         assert driver.tokens[name] == expected[1:]
     assert driver.granted["a"].num_cached_tokens == 0
+    assert driver.granted["b"].num_cached_tokens == 8
+
+
+def test_committed_blocks_are_cached_at_once_even_if_the_answer_ends() -> None:
+    driver = create_driver()
+    first = create_request(list(range(9)), "a")
+    driver.reserve(first)
+    driver.step()
+    driver.fill_and_commit(first, min(EOS))
+    driver.reserve(create_request(list(range(9)), "b"))
+    driver.step()
     assert driver.granted["b"].num_cached_tokens == 8
 
 
