@@ -304,8 +304,9 @@ class ScriptedCluster:
         await self._servers.pop(worker_id).stop(0)
 
     def held(self) -> list[str]:
-        """Return everything that any worker still holds."""
+        """Return everything that any worker still holds, or that waits there."""
         held = [request_id for worker in self.decodes.values() for request_id in worker.held]
+        held += ["waiting" for worker in self.decodes.values() for _ in range(worker.waiting)]
         return held + [request_id for worker in self.prefills.values() for request_id in worker.active]
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from services.gateway.request import MAX_ID_CHARS
 
 JSON = (b"content-type", b"application/json")
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_LINGER_S = 5.0
 
 _logger = logging.getLogger(__name__)
 
@@ -91,10 +92,10 @@ class Exchange:
         if self.has_started:
             await self._send({"type": "http.response.body", "body": b"data: " + error_body(error) + b"\n\n"})
             return
-        headers = error_headers(error)
         if error.reason is ErrorReason.TOO_LARGE:
-            headers.append((b"connection", b"close"))
-        await self.answer(error_body(error), *headers, status=error.http_code)
+            await self._refuse_body(error)
+        else:
+            await self.answer(error_body(error), *error_headers(error), status=error.http_code)
 
     async def start_events(self) -> None:
         """Begin a stream of server-sent events."""
@@ -103,6 +104,19 @@ class Exchange:
     async def send_events(self, events: bytes, *, more: bool = True) -> None:
         """Send some, each already in its `data: ...` form."""
         await self._send({"type": "http.response.body", "body": events, "more_body": more})
+
+    async def _refuse_body(self, error: BatonError) -> None:
+        """Answer, then drop what still comes for a while: closing at once would reset the connection,
+        and a client in the middle of sending would never see the answer."""
+        body = error_body(error)
+        length = (b"content-length", str(len(body)).encode())
+        await self._start(error.http_code, [*error_headers(error), length, (b"connection", b"close")])
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while (await self._receive()).get("more_body", False):
+                    pass
+        await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: list[Header]) -> None:
         self.has_started = True

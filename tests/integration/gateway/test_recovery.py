@@ -271,11 +271,16 @@ async def test_without_another_worker_it_ends_unavailable(make_setup: MakeSetup)
     setup = await make_setup(worker_wait_s=0.3)
     call = setup.call(PROMPT, max_tokens=60)
     num_tokens = 0
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+
+    async def read() -> None:
+        nonlocal num_tokens
         async for response in call:
             num_tokens += len(response.delta.token_ids)
             if num_tokens == 5:
                 await setup.workers.kill("d0")
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read()
     assert parse_status(caught.value).reason is ErrorReason.WORKER_LOST
     assert 5 <= num_tokens < 60
     setup.workers.decodes.pop("d0")

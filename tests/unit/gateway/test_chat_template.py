@@ -50,13 +50,15 @@ def test_json_is_plain_and_time_is_there(tmp_path: Path) -> None:
 
 
 def test_generation_marks_and_loop_controls_pass(tmp_path: Path) -> None:
-    source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
+    source = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
+    )
     assert template(tmp_path, source).render([USER, USER]) == "hi"
 
 
 def test_a_template_cannot_reach_python(tmp_path: Path) -> None:
     made = template(tmp_path, "{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(BatonError, match="unsafe|refuses"):
+    with pytest.raises(BatonError, match="refuses the conversation"):
         made.render([USER])
 
 

@@ -112,12 +112,12 @@ def test_other_decoders_are_refused(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordPiece(vocab={"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="WordPiece.*supported are ByteLevel"):
+    with pytest.raises(ValueError, match=r"WordPiece.*supported are ByteLevel"):
         GatewayTokenizer(tmp_path)
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no tokenizer.json"):
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         GatewayTokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):

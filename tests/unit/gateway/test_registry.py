@@ -101,7 +101,7 @@ def test_registering_again_is_a_beat(registry: Registry, listener: Listener, clo
 
 def test_a_different_layout_is_refused(registry: Registry) -> None:
     registry.register(info())
-    with pytest.raises(BatonError, match="worker.fingerprint: 'g' differs from 'f'") as caught:
+    with pytest.raises(BatonError, match=r"worker\.fingerprint: 'g' differs from 'f'") as caught:
         registry.register(info("d1", fingerprint="g"))
     assert caught.value.reason is ErrorReason.LAYOUT_MISMATCH
     assert ids(registry) == ["d0"]
@@ -113,7 +113,9 @@ def test_the_only_worker_may_come_back_with_another_layout(registry: Registry) -
     assert [worker.info.fingerprint for worker in registry] == ["g"]
 
 
-@pytest.mark.parametrize("field", ["worker_id", "incarnation", "role", "address", "fingerprint", "num_blocks"])
+@pytest.mark.parametrize(
+    "field", ["worker_id", "incarnation", "role", "address", "fingerprint", "num_blocks"]
+)
 def test_a_missing_field_is_named(registry: Registry, field: str) -> None:
     broken = info()
     broken.ClearField(field)
