@@ -21,10 +21,16 @@ def rope_parameters(fields: ConfigFields, head_dim: int, max_positions: int) -> 
     kind = _KINDS[name]
     stretched = kind in (RopeKind.LINEAR, RopeKind.YARN, RopeKind.LLAMA3)
     partial = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
+    rotary_dim = int(head_dim * partial)
+    scaling.check(
+        rotary_dim > 0 and rotary_dim % 2 == 0,
+        "partial_rotary_factor",
+        f"{partial:g} of a head of {head_dim} is not an even number of dimensions",
+    )
     return RopeParameters(
         kind=kind,
         theta=scaling.number("rope_theta", fields.number("rope_theta", 10000.0)),
-        rotary_dim=int(head_dim * partial),
+        rotary_dim=rotary_dim,
         factor=scaling.number("factor") if stretched else 1.0,
         original_max_positions=scaling.integer("original_max_position_embeddings", max_positions),
         low_freq_factor=scaling.number("low_freq_factor", 1.0),

@@ -13,14 +13,75 @@ from numba import prange
 from engine.backends.cpu.arrays import FloatArray, IntArray
 from engine.backends.cpu.exponential import exp32
 from engine.backends.cpu.jit import device_function, kernel
+from engine.backends.cpu.prefetch import prefetch
 
 SPLIT_TOKENS = 256
+LINE_FLOATS = 16
+
+
+@device_function
+def _scores(
+    q: FloatArray, keys: FloatArray, first: int, stop: int, following: FloatArray, out: FloatArray
+) -> None:
+    """q [G, D] on rows first .. stop - 1 of a block keys [block_size, D] -> out [G, stop - first]."""
+    head_dim = q.shape[1]
+    for j in range(first, stop):
+        for i in range(0, head_dim, LINE_FLOATS):
+            prefetch(following, j, i)
+        for g in range(q.shape[0]):
+            score = np.float32(0.0)
+            for i in range(head_dim):
+                score += q[g, i] * keys[j, i]
+            out[g, j - first] = score
+
+
+@device_function
+def _softmax(scores: FloatArray, scale: np.float32, partial: FloatArray) -> None:
+    """Exponentials of scores [G, N] in place; their maximum and sum into the tail of partial."""
+    head_dim = partial.shape[1] - 2
+    for g in range(scores.shape[0]):
+        row = scores[g]
+        largest = row[0]
+        for j in range(1, row.shape[0]):
+            largest = max(largest, row[j])
+        weight = np.float32(0.0)
+        for j in range(row.shape[0]):
+            row[j] = exp32((row[j] - largest) * scale)
+            weight += row[j]
+        partial[g, head_dim] = largest * scale
+        partial[g, head_dim + 1] = weight
+
+
+@device_function
+def _accumulate(
+    scores: FloatArray, values: FloatArray, first: int, stop: int, following: FloatArray, partial: FloatArray
+) -> None:
+    """partial[:, :D] += scores [G, stop - first] times rows first .. stop - 1 of values [block_size, D]."""
+    head_dim = values.shape[1]
+    whole = first + (stop - first) // 4 * 4
+    for j in range(first, whole, 4):
+        for k in range(4):
+            for i in range(0, head_dim, LINE_FLOATS):
+                prefetch(following, j + k, i)
+        for g in range(scores.shape[0]):
+            p0, p1 = scores[g, j - first], scores[g, j - first + 1]
+            p2, p3 = scores[g, j - first + 2], scores[g, j - first + 3]
+            for i in range(head_dim):
+                partial[g, i] += (
+                    p0 * values[j, i] + p1 * values[j + 1, i] + p2 * values[j + 2, i] + p3 * values[j + 3, i]
+                )
+    for j in range(whole, stop):
+        for g in range(scores.shape[0]):
+            probability = scores[g, j - first]
+            for i in range(head_dim):
+                partial[g, i] += probability * values[j, i]
 
 
 @device_function
 def _attend(
     q: FloatArray,
-    keys_values: FloatArray,
+    blocks: FloatArray,
+    layer: int,
     table: IntArray,
     kv_head: int,
     start: int,
@@ -29,34 +90,34 @@ def _attend(
     partial: FloatArray,
     scores: FloatArray,
 ) -> None:
-    """Attend from q [G, D] to tokens start .. stop - 1; partial [G, D + 2] = sum, max, weight."""
-    block_size, head_dim = keys_values.shape[4], keys_values.shape[5]
-    group = q.shape[0]
-    for token in range(start, stop):
-        key = keys_values[table[token // block_size], 0, 0, kv_head, token % block_size]
-        for g in range(group):
-            score = np.float32(0.0)
-            for i in range(head_dim):
-                score += q[g, i] * key[i]
-            scores[g, token - start] = score * scale
-    for g in range(group):
-        largest = scores[g, 0]
-        for j in range(1, stop - start):
-            largest = max(largest, scores[g, j])
-        weight = np.float32(0.0)
-        for j in range(stop - start):
-            scores[g, j] = exp32(scores[g, j] - largest)
-            weight += scores[g, j]
-        for i in range(head_dim):
+    """Attend from q [G, D] to tokens start .. stop - 1; partial [G, D + 2] = sum, max, weight.
+
+    While a block is worked on, the next one is asked for: blocks lie far apart, and without that
+    each would begin with a wait for memory (measured: three times slower).
+    """
+    block_size = blocks.shape[4]
+    first_block, last_block = start // block_size, (stop - 1) // block_size
+    for index in range(first_block, last_block + 1):
+        if index < last_block:
+            following = blocks[table[index + 1], layer, 0, kv_head]
+        else:
+            following = blocks[table[first_block], layer, 1, kv_head]
+        first = max(start - index * block_size, 0)
+        end = min(stop - index * block_size, block_size)
+        at = index * block_size + first - start
+        keys = blocks[table[index], layer, 0, kv_head]
+        _scores(q, keys, first, end, following, scores[:, at : at + end - first])
+    _softmax(scores[:, : stop - start], scale, partial)
+    for g in range(q.shape[0]):
+        for i in range(q.shape[1]):
             partial[g, i] = np.float32(0.0)
-        partial[g, head_dim] = largest
-        partial[g, head_dim + 1] = weight
-    for token in range(start, stop):
-        value = keys_values[table[token // block_size], 0, 1, kv_head, token % block_size]
-        for g in range(group):
-            probability = scores[g, token - start]
-            for i in range(head_dim):
-                partial[g, i] += probability * value[i]
+    for index in range(first_block, last_block + 1):
+        following = blocks[table[min(index + 1, last_block)], layer, 1, kv_head]
+        first = max(start - index * block_size, 0)
+        end = min(stop - index * block_size, block_size)
+        at = index * block_size + first - start
+        values = blocks[table[index], layer, 1, kv_head]
+        _accumulate(scores[:, at : at + end - first], values, first, end, following, partial)
 
 
 @device_function
@@ -101,9 +162,8 @@ def attention_decode(
     first_tokens[b] .. context_lens[b] - 1; work [W, 2] lists (row, split), all splits of a row;
     partials [B, max_splits, H_kv, G, D + 2] is scratch; out [B, H * D].
     """
-    num_kv_heads, head_dim = blocks.shape[3], blocks.shape[5]
+    num_kv_heads = blocks.shape[3]
     group = q.shape[1] // num_kv_heads
-    keys_values = blocks[:, layer : layer + 1]
     for item in prange(work.shape[0] * num_kv_heads):
         # Neighbouring items go to one thread: spread the heads of a row over both halves.
         entry, kv_head = item % work.shape[0], item // work.shape[0]
@@ -114,11 +174,11 @@ def attention_decode(
         queries = q[row, kv_head * group : (kv_head + 1) * group]
         scores = np.empty((group, SPLIT_TOKENS), np.float32)
         _attend(
-            queries, keys_values, tables[row], kv_head, start, stop, scale,
+            queries, blocks, layer, tables[row], kv_head, start, stop, scale,
             partials[row, split, kv_head], scores,
         )  # fmt: skip
     for item in prange(q.shape[0] * num_kv_heads):
         row, kv_head = item // num_kv_heads, item % num_kv_heads
         num_splits = (context_lens[row] - 1) // SPLIT_TOKENS - first_tokens[row] // SPLIT_TOKENS + 1
-        first = kv_head * group * head_dim
-        _merge(partials[row, :num_splits, kv_head], out[row, first : first + group * head_dim])
+        width = group * q.shape[2]
+        _merge(partials[row, :num_splits, kv_head], out[row, kv_head * width : (kv_head + 1) * width])

@@ -38,8 +38,12 @@ class CpuBackend:
 
     def allocate_pool(self, group: CacheGroup, num_blocks: int, memory: memoryview | None) -> KVPool:
         """A pool over `memory`, or over memory of its own."""
-        view = memory if memory is not None else memoryview(bytearray(num_blocks * group.block_bytes))
-        floats = np.frombuffer(view, dtype=np.float32, count=num_blocks * group.block_bytes // 4)
+        num_floats = num_blocks * group.block_bytes // 4
+        if memory is None:
+            floats = np.empty(num_floats, np.float32)
+        else:
+            floats = np.frombuffer(memory, np.float32, num_floats)
+        view = floats.data.cast("B")
         return KVPool(group, torch.from_numpy(floats).view(num_blocks, *group.shape), view)
 
     def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> CpuLinear:
