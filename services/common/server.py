@@ -17,6 +17,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from services.common.interceptor import ErrorListener, StatusInterceptor, Transl
 
 Servicer = TypeVar("Servicer")
 
+_ANY_HOST = ("0.0.0.0", "::", "[::]")
+
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
@@ -40,7 +43,8 @@ class ServerConfig:
     Attributes:
         host: address to listen on.
         port: port to listen on; 0: a free one, named in the ready line.
-        advertise_host: host that others reach this service by; empty: `host`.
+        advertise_host: host that others reach this service by; empty: host, or the machine's name if
+            that is 0.0.0.0.
         metrics_port: port of Prometheus metrics on `host`; 0: a free one; -1: none.
         drain_timeout_s: most seconds that running requests get to end after SIGTERM.
         log_level: "debug", "info", "warning" or "error".
@@ -63,6 +67,11 @@ class ServerConfig:
             raise ValueError(f"drain_timeout_s: must be at least 0, got {self.drain_timeout_s}")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError(f"log_level: must be debug, info, warning or error, got {self.log_level!r}")
+
+    @property
+    def public_host(self) -> str:
+        """Host that others reach this service by."""
+        return self.advertise_host or (socket.gethostname() if self.host in _ANY_HOST else self.host)
 
 
 def no_translation(error: Exception) -> BatonError | None:

@@ -30,7 +30,7 @@ def make_worker(config: DecodeConfig) -> Worker:
             bind=f"tcp://{config.worker.kv_host or config.server.host}:{config.worker.kv_port}",
             transports=config.worker.transports,
             on_event=events,
-            advertise_host=config.server.advertise_host,
+            advertise_host=config.server.public_host,
         )
         return DecodeServicer(host, receiver, events, config.leases, metrics)
 

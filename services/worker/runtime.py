@@ -109,7 +109,7 @@ class Worker:
         self.server = GrpcServer(
             server.host,
             server.port,
-            advertise_host=server.advertise_host,
+            advertise_host=server.public_host,
             translate=translate,
             on_error=self.metrics.count_error,
         )
@@ -126,14 +126,18 @@ class Worker:
             KvTransferError: no memory, or the data plane cannot listen.
             OSError: the metrics port cannot be bound.
         """
-        self.host = await start_engine(self._engine, self._worker.transports, self.identity.worker_id)
-        self.service = self._make_service(self.host, self.identity, self.metrics)
-        self.metrics.add_engine(self.host.engine.stats)
         if self._config.metrics_port >= 0:
             self._metrics_server = MetricsServer(
                 self.metrics.registry, self._config.host, self._config.metrics_port
             )
-            self.metrics_address = self._metrics_server.address
+            self.metrics_address = f"{self._config.public_host}:{self._metrics_server.port}"
+        self.host = await start_engine(self._engine, self._worker.transports, self.identity.worker_id)
+        try:
+            self.service = self._make_service(self.host, self.identity, self.metrics)
+        except BaseException:
+            self.host.close()
+            raise
+        self.metrics.add_engine(self.host.engine.stats)
         self.service.add_to(self.server)
         await self.server.start()
         await self.server.set_serving(True)
@@ -193,12 +197,22 @@ async def run_worker(worker: Worker, drain_s: float, started_s: float) -> int:
     except (EngineError, KvTransferError, OSError) as error:
         log(_logger, logging.CRITICAL, "cannot start", error=str(error), kind=type(error).__name__)
         return 1
+    built = worker.host.built
+    log(
+        _logger,
+        logging.INFO,
+        "serving",
+        address=worker.server.address,
+        num_blocks=built.num_blocks,
+        fingerprint=worker.host.fingerprint,
+        **{f"load_{phase}_s": round(seconds, 3) for phase, seconds in built.load_seconds.items()},
+    )
     print_ready(
         address=worker.server.address,
         worker_id=worker.identity.worker_id,
         incarnation=worker.identity.incarnation,
         metrics_address=worker.metrics_address,
-        num_blocks=worker.host.built.num_blocks,
+        num_blocks=built.num_blocks,
         start_s=round(time.monotonic() - started_s, 3),
     )
     asked = asyncio.create_task(signals.first.wait())
