@@ -153,11 +153,11 @@ def test_a_killed_sender_is_superseded(transport: str, decode: Decode, spawn: Sp
 
 def test_the_lease_of_a_killed_sender_runs_out(transport: str, decode: Decode, spawn: Spawn) -> None:
     process = spawn("sender", transport)
-    decode.start_transfer(process, lease_s=0.8)
-    time.sleep(1.2)
+    decode.start_transfer(process, lease_s=1.2)
+    time.sleep(1.8)
     assert LeaseExpired("t", 1) not in decode.events
     process.kill()
-    wait_until(lambda: LeaseExpired("t", 1) in decode.events, 2.0)
+    wait_until(lambda: LeaseExpired("t", 1) in decode.events, 4.0)
     decode.receiver.release("t").result(0.5)
 
 

@@ -1,0 +1,113 @@
+"""The sender's lease, with a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvtransfer.errors import LeaseExpiredError, ReceiverGoneError
+from kvtransfer.frames import Header, Kind
+from kvtransfer.outbound import OutboundTransfer
+
+LEASE_S = 10.0
+
+
+class Wire:
+    """Stands where a `PeerLink` does; keeps what is sent, runs what is posted at once."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.sent: list[Header] = []
+        self.writer = SimpleNamespace(write=lambda *block: None)
+        self.sources = [np.zeros((4, 8), dtype=np.uint8)]
+        self.peer = SimpleNamespace(incarnation="r1", endpoint="tcp://host:1")
+        self.transport, self.liveness_name = "shared_memory", "baton-alive-1-aa"
+        self.loop = self.copier = self
+
+    def clock(self) -> float:
+        return self.now
+
+    def post(self, command: Callable[[], object]) -> None:
+        command()
+
+    submit = post
+
+    def send(self, header: Header, payload: bytes = b"") -> None:
+        self.sent.append(header)
+
+    def remove(self, transfer: OutboundTransfer) -> None:
+        pass
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+def transfer(wire: Wire) -> OutboundTransfer:
+    stand_in: Any = wire
+    made = OutboundTransfer(stand_in, "t", 1, [[0, 1, 2, 3]], LEASE_S)
+    made.start()
+    return made
+
+
+def answer(transfer: OutboundTransfer, kind: Kind, sequence: int) -> None:
+    transfer.handle(Header(kind, "t", 1, "r1", count=8, sequence=sequence), b"")
+
+
+def test_the_lease_counts_from_when_the_renewal_was_sent(wire: Wire, transfer: OutboundTransfer) -> None:
+    gate: Any = transfer._gate
+    assert gate.deadline == 0.0
+    wire.now = 103.0
+    transfer.tick(wire.now)
+    assert [header.kind for header in wire.sent] == [Kind.OPEN, Kind.OPEN]
+    wire.now = 104.0
+    answer(transfer, Kind.GRANT, 1)
+    assert gate.deadline == 100.0 + 0.8 * LEASE_S
+    answer(transfer, Kind.GRANT, 2)
+    assert gate.deadline == 103.0 + 0.8 * LEASE_S
+    answer(transfer, Kind.GRANT, 1)
+    answer(transfer, Kind.GRANT, 99)
+    assert gate.deadline == 103.0 + 0.8 * LEASE_S
+
+
+def test_nothing_is_written_before_the_grant_nor_after_the_lease(
+    wire: Wire, transfer: OutboundTransfer
+) -> None:
+    transfer.push(0, 0, [0])
+    answer(transfer, Kind.WAIT, 1)
+    assert [header.kind for header in wire.sent] == [Kind.OPEN]
+    answer(transfer, Kind.GRANT, 1)
+    assert [header.kind for header in wire.sent] == [Kind.OPEN, Kind.PLACED]
+    wire.now = 108.0
+    transfer.push(0, 1, [1])
+    assert [header.kind for header in wire.sent] == [Kind.OPEN, Kind.PLACED, Kind.FAIL]
+    with pytest.raises(LeaseExpiredError):
+        transfer.done.result(0)
+
+
+def test_it_renews_often_enough_and_commits_again(wire: Wire, transfer: OutboundTransfer) -> None:
+    answer(transfer, Kind.GRANT, 1)
+    transfer.commit(b"")
+    for _ in range(4):
+        wire.now += LEASE_S / 5
+        transfer.tick(wire.now)
+        answer(transfer, Kind.GRANT, wire.sent[-1].sequence)
+    assert [header.kind for header in wire.sent] == [Kind.OPEN] + [Kind.COMMIT] * 5
+    answer(transfer, Kind.ACK, 0)
+    assert transfer.done.result(0).blocks == 0
+
+
+def test_silence_from_the_start_is_a_receiver_that_is_gone(wire: Wire, transfer: OutboundTransfer) -> None:
+    wire.now = 107.9
+    transfer.tick(wire.now)
+    assert not transfer.done.done()
+    wire.now = 108.0
+    transfer.tick(wire.now)
+    with pytest.raises(ReceiverGoneError):
+        transfer.done.result(0)
