@@ -65,7 +65,7 @@ class LocalCluster:
         decode_args: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         run_dir: Path | None = None,
-        start_timeout_s: float = 120.0,
+        start_timeout_s: float = 240.0,
         on_progress: OnProgress | None = None,
     ) -> None:
         self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="baton-"))
