@@ -74,11 +74,15 @@ constexpr int kOutTiles = kNarrow ? HEAD_DIM / 16 : HEAD_DIM / 8;
 constexpr bool kSharedQ = !kNarrow && (HEAD_DIM == 256 || ROWS == 128);
 constexpr int kQueryBytes = kSharedQ ? kPanels * 16 * 128 : 0;
 
+// A key group skips the others' tiles, so it may wait for a stage before the stage's last use has
+// landed; parity cannot tell the two apart on one barrier, but does on alternate ones.
+constexpr int kFullBarriers = 2 * STAGES;
 constexpr int kSharedBytes = STAGES * kStageBytes + kConsumers * kQueryBytes + kMergeFloats * 4 +
-                             kKeyGroups * ROWS * 8 + 2 * STAGES * 8 + 16;
+                             kKeyGroups * ROWS * 8 + (kFullBarriers + STAGES) * 8 + 16;
 #ifdef SHARED_BYTES  // what the launcher will ask for
 static_assert(kSharedBytes == SHARED_BYTES, "the tile choice counts shared memory otherwise");
 #endif
+static_assert(kKeyGroups <= STAGES || kKeyGroups == 1, "see kFullBarriers");
 static_assert(ROWS == 4 || ROWS == 8 || ROWS == 16 || ROWS == 32 || ROWS == 64 || ROWS == 128, "ROWS");
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && TILE % 16 == 0, "HEAD_DIM, TILE");
 static_assert(kKeyGroups == 1 || kMergeFloats >= ROWS * kMaxSplits, "weights reuse the merge buffer");
@@ -86,6 +90,16 @@ static_assert(kKeyGroups == 1 || kMergeFloats >= ROWS * kMaxSplits, "weights reu
 // One split: request, first token (a multiple of TILE), end token, split | splits << 16.
 struct alignas(16) Split {
   i32 request, first, end, split_of;
+};
+// Where the ring stands at a tile: its stage and the barriers' parities.
+struct Place {
+  u32 stage, full, full_parity, empty_parity;
+
+  __device__ explicit Place(u32 position)
+      : stage(position % STAGES),
+        full(position % kFullBarriers * 8),
+        full_parity(position / kFullBarriers & 1),
+        empty_parity(position / STAGES & 1 ^ 1) {}
 };
 struct Partial {
   float max, sum;  // of the row's scaled scores, base 2; of exp2(score - max)
@@ -262,32 +276,32 @@ __device__ __forceinline__ void produce(const Params& p, const TensorMap* map, u
     int held_from = first_block;  // this lane holds the id of block held_from + lane
     i32 held = first_block + lane <= last_block ? table[first_block + lane] : 0;
     for (int t = 0; t < tiles; ++t, ++position) {
-      const u32 stage = position % STAGES, phase = (position / STAGES) & 1;
+      const Place place(position);
       const int token = split.first + t * TILE;
       const int tile_blocks_end = (min(token + TILE, split.end) - 1) >> p.block_shift;
       if (tile_blocks_end >= held_from + 32) {
         held_from = token >> p.block_shift;
         held = held_from + lane <= last_block ? table[held_from + lane] : 0;
       }
-      barrier_wait(empty + stage * 8, phase ^ 1);
-      const u32 destination = ring + stage * kStageBytes;
+      barrier_wait(empty + place.stage * 8, place.empty_parity);
+      const u32 destination = ring + place.stage * kStageBytes, landed = full + place.full;
 #if HAS_TMA
       if constexpr (kTma) {
         const int box_rows = min(block_size, TILE);
         const int boxes = (min(TILE, split.end - token) + box_rows - 1) / box_rows;
-        if (lane == 0) barrier_expect(full + stage * 8, boxes * box_rows * kPanels * 256);
+        if (lane == 0) barrier_expect(landed, boxes * box_rows * kPanels * 256);
         __syncwarp();
-        // One lane per box: `boxes` places in the tile x K, V x panels.
-        const int place = lane / (2 * kPanels), which = lane % (2 * kPanels);
+        // One lane per box: `boxes` slots in the tile x K, V x panels.
+        const int slot = lane / (2 * kPanels), which = lane % (2 * kPanels);
         for (int box = 0; box < boxes; box += 16 / kPanels) {
-          const int at = token + (box + place) * box_rows;
+          const int at = token + (box + slot) * box_rows;
           const i32 block = __shfl_sync(~0u, held, ((at >> p.block_shift) - held_from) & 31);
-          if (box + place < boxes) {
+          if (box + slot < boxes) {
             const int is_v = which / kPanels, panel = which % kPanels;
             const i64 row = i64(block) * p.block_rows + p.first_row +
                             i64(is_v * p.kv_heads + walk.head) * block_size + (at & (block_size - 1));
-            tma_load_2d(destination + is_v * kHalfStage + panel * kPanelBytes + (box + place) * box_rows * 128,
-                        map, panel * 64, int(row), full + stage * 8);
+            tma_load_2d(destination + is_v * kHalfStage + panel * kPanelBytes + (box + slot) * box_rows * 128,
+                        map, panel * 64, int(row), landed);
           }
         }
         continue;
@@ -307,7 +321,7 @@ __device__ __forceinline__ void produce(const Params& p, const TensorMap* map, u
                                                : 0);
         cp_async16(half + swizzled(row, chunk), source, inside);
       }
-      barrier_arrive_cp_async(full + stage * 8);
+      barrier_arrive_cp_async(landed);
     }
   }
 }
@@ -603,10 +617,10 @@ __device__ __forceinline__ void consume(const Params& p, u32 ring, u32 query_buf
     const int safe_first = p.window > 0 ? max(0, context - p.window) : 0;
     state.reset();
     for (int t = key_group; t < tiles; t += kKeyGroups) {
-      const u32 position = base + t, stage = position % STAGES, phase = (position / STAGES) & 1;
+      const Place place(base + t);
       const int token = split.first + t * TILE;
-      const u32 keys = ring + stage * kStageBytes;
-      barrier_wait(full + stage * 8, phase);
+      const u32 keys = ring + place.stage * kStageBytes;
+      barrier_wait(full + place.full, place.full_parity);
 #if HAS_TMA
       if (kTma && token + TILE > split.end) {
         // Rows past the end were copied with their block or not at all: zero V, so that 0 * NaN stays out.
@@ -624,7 +638,7 @@ __device__ __forceinline__ void consume(const Params& p, u32 ring, u32 query_buf
       const int least[2] = {row_first[0] - token, row_first[1] - token};
       add_tile(p, state, queries, keys, lane, masked, least, limit);
       __syncwarp();
-      if (lane == 0) barrier_arrive(empty + stage * 8);
+      if (lane == 0) barrier_arrive(empty + place.stage * 8);
     }
     base += tiles;
 
@@ -729,13 +743,11 @@ extern "C" __global__ void __launch_bounds__((kConsumers + kProducers) * 32, BLO
   float* merge = reinterpret_cast<float*>(query_buffers + kConsumers * kQueryBytes);
   Partial* merge_stats = reinterpret_cast<Partial*>(merge + kMergeFloats);
   u64* barriers = reinterpret_cast<u64*>(merge_stats + kKeyGroups * ROWS);
-  i32* flag = reinterpret_cast<i32*>(barriers + 2 * STAGES);
-  const u32 full = shared_address(barriers), empty = full + STAGES * 8;
+  i32* flag = reinterpret_cast<i32*>(barriers + kFullBarriers + STAGES);
+  const u32 full = shared_address(barriers), empty = full + kFullBarriers * 8;
   if (threadIdx.x == 0) {
-    for (int s = 0; s < STAGES; ++s) {
-      barrier_init(full + s * 8, kTma ? 1 : kProducers * 32);
-      barrier_init(empty + s * 8, kRowTiles);
-    }
+    for (int s = 0; s < kFullBarriers; ++s) barrier_init(full + s * 8, kTma ? 1 : kProducers * 32);
+    for (int s = 0; s < STAGES; ++s) barrier_init(empty + s * 8, kRowTiles);
     barrier_init_fence();
   }
   __syncthreads();

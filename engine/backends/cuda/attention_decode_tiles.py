@@ -11,6 +11,7 @@ HEAD_DIMS = (64, 96, 128, 256)
 MAX_QUERIES = 8
 MAX_GROUP = 16
 MAX_STAGES = 12
+BARRIER_BYTES = 24  # of each stage
 RESERVED_BYTES = 1024  # of shared memory, that CUDA takes for each block
 
 
@@ -110,40 +111,44 @@ def choose_tiles(
         tma: force the copy engine on or off; None takes it where the device has it.
         tile, blocks: force the keys in a tile and the blocks a multiprocessor, for benches.
     Raises:
-        UnsupportedShapeError: the device's shared memory cannot hold two stages.
+        UnsupportedShapeError: the device's shared memory cannot hold the kernel.
     """
-    rows = shape.padded_rows
     preferred_tile, preferred_blocks = _preferred(shape)
-    tile, blocks = tile or preferred_tile, blocks or preferred_blocks
+    tries = [(tile or preferred_tile, blocks or preferred_blocks)]
+    if tile is None and blocks is None:
+        tries += [(smaller, 1) for smaller in (64, 32, 16) if smaller <= preferred_tile]
+    for one_tile, one_blocks in tries:
+        found = _fit(shape, device, one_tile, one_blocks, device.major >= 9 if tma is None else tma)
+        if found:
+            return found
+    raise UnsupportedShapeError(
+        f"attention_decode with head_dim {shape.head_dim} and {shape.rows} rows does not fit "
+        f"{device.name}'s {device.shared_bytes_per_block} bytes of shared memory"
+    )
+
+
+def _fit(shape: DecodeShape, device: DeviceFacts, tile: int, blocks: int, tma: bool) -> DecodeTiles | None:
+    """The deepest ring for a tile and a number of blocks; None if too shallow."""
+    rows = shape.padded_rows
     row_tiles = max(1, rows // 16)
     consumers = 8 if row_tiles == 8 else 4
     key_groups = consumers // row_tiles
     panels = -(-shape.head_dim // 64)
-    stage_bytes = 2 * panels * tile * 128
+    stage_bytes = 2 * panels * tile * 128 + BARRIER_BYTES
     query_bytes = consumers * panels * 2048 if rows > 8 and (shape.head_dim == 256 or rows == 128) else 0
     merge_floats = key_groups * rows * (shape.head_dim + 8) if key_groups > 1 else rows * MAX_SPLITS
     fixed = query_bytes + merge_floats * 4 + key_groups * rows * 8 + 16
-
-    def stages_with(blocks: int) -> int:
-        room = min(device.shared_bytes_per_block, device.shared_bytes_per_sm // blocks - RESERVED_BYTES)
-        return min((room - fixed) // (stage_bytes + 16), MAX_STAGES)
-
-    if blocks > 1 and stages_with(blocks) < 2:
-        blocks = 1
-    stages = stages_with(blocks)
-    if stages < 2:
-        raise UnsupportedShapeError(
-            f"attention_decode with head_dim {shape.head_dim} and {shape.rows} rows needs "
-            f"{fixed + 2 * (stage_bytes + 16)} bytes of shared memory; "
-            f"{device.name} has {device.shared_bytes_per_block}"
-        )
+    room = min(device.shared_bytes_per_block, device.shared_bytes_per_sm // blocks - RESERVED_BYTES) - fixed
+    stages = min(room // stage_bytes, MAX_STAGES)
+    if stages < max(2, key_groups):  # a key group must never wait a whole ring ahead
+        return None
     return DecodeTiles(
         tile=tile,
         blocks=blocks,
         stages=stages,
-        tma=device.major >= 9 if tma is None else tma,
+        tma=tma,
         threads=(consumers + 2) * 32,
-        shared_bytes=fixed + stages * (stage_bytes + 16),
+        shared_bytes=fixed + stages * stage_bytes,
     )
 
 
