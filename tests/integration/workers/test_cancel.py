@@ -77,7 +77,7 @@ async def test_while_queued_on_prefill(tiny_model: Path, how: str) -> None:
         Pair(prefill, decode) as pair,
     ):
         engine = prefill.host.engine
-        engine.submit(Request("first", LONG, 400, SamplingParams(), hold_blocks=True, max_new_tokens=1))
+        engine.submit(Request("first", [9] * 400, 400, SamplingParams(), hold_blocks=True, max_new_tokens=1))
         reserved = await pair.reserve(LONG, greedy(5), request_id="r")
         timeout = 0.3 if how == "deadline" else 20
         call = pair.start_prefill(LONG, greedy(5), reserved.target, timeout=timeout)

@@ -151,7 +151,7 @@ async def test_a_lease_that_nobody_renews_lapses_and_the_gateway_hears_it(tiny_m
 
 async def test_a_queued_prompt_keeps_its_lease(tiny_model: Path) -> None:
     """The prefill worker is busy for much longer than the lease; the reservation survives."""
-    leases = LeaseConfig(lease_s=0.4)
+    leases = LeaseConfig(lease_s=0.8)
     async with (
         prefill_worker(engine_config(tiny_model, num_blocks=32)) as prefill,
         decode_worker(engine_config(tiny_model), leases=leases) as decode,
@@ -163,7 +163,7 @@ async def test_a_queued_prompt_keeps_its_lease(tiny_model: Path) -> None:
         reserved = await pair.reserve(PROMPT, greedy(5), request_id="r")
         call = pair.start_prefill(PROMPT, greedy(5), reserved.target)
         await eventually(lambda: engine.stats().waiting == 1)
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.8)
         assert "r" not in pair.failures
         engine.cancel("blocker")
         assert len([response async for response in call]) == 2
