@@ -1,4 +1,4 @@
-"""The sender's copy thread, and the gate that every direct write passes."""
+"""The sender's copy threads, and the gate that every direct write passes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from kvtransfer.links import DirectWriter
 logger = logging.getLogger(__name__)
 
 
+# One thread does not fill the memory bus, and after the last chunk the cores are idle.
+NUM_COPY_THREADS = 2
+
+
 class Copier:
-    """Runs copy jobs one after another on a thread of its own."""
+    """Runs copy jobs on threads of its own."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
+            for number in range(NUM_COPY_THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, job: Callable[[], None]) -> None:
         """Queue a job; from any thread."""
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Finish the queued jobs and end the thread."""
-        self._jobs.put(None)
-        self._thread.join()
+        """Finish the queued jobs and end the threads."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -40,8 +50,7 @@ class Copier:
 class WriteGate:
     """Lets a transfer write directly until it is closed or its deadline passes.
 
-    The check and the copy of one block happen under one lock, so that nothing is being
-    written once `close` has returned.
+    Nothing is being written once `close` has returned.
 
     Attributes:
         deadline: on the sender's clock, seconds; 0 until the receiver grants the first write.
@@ -51,7 +60,8 @@ class WriteGate:
         self.deadline = 0.0
         self._writer = writer
         self._clock = clock
-        self._lock = threading.Lock()
+        self._idle = threading.Condition()
+        self._num_writing = 0
         self._closed = False
 
     def write(self, group: int, target_block_id: int, source_block_id: int) -> bool:
@@ -60,13 +70,21 @@ class WriteGate:
         Returns:
             Whether the block was copied.
         """
-        with self._lock:
+        with self._idle:
             if self._closed or self._clock() >= self.deadline:
                 return False
+            self._num_writing += 1
+        try:
             self._writer.write(group, target_block_id, source_block_id)
-            return True
+        finally:
+            with self._idle:
+                self._num_writing -= 1
+                if not self._num_writing:
+                    self._idle.notify_all()
+        return True
 
     def close(self) -> None:
-        """Let nothing pass from now on; waits for the block being copied."""
-        with self._lock:
+        """Let nothing pass from now on; waits for the blocks being copied."""
+        with self._idle:
             self._closed = True
+            self._idle.wait_for(lambda: not self._num_writing)

@@ -42,7 +42,7 @@ class Link(Protocol):
 
 
 class DirectWriter(Protocol):
-    """Writes straight into a receiver's blocks; used by one copy thread."""
+    """Writes straight into a receiver's blocks; used by the copy threads, several at once."""
 
     def write(self, group: int, target_block_id: int, source_block_id: int) -> None:
         """Copy one block; it is in place when this returns."""

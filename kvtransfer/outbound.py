@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kvtransfer.copier import WriteGate
+from kvtransfer.copier import NUM_COPY_THREADS, WriteGate
 from kvtransfer.errors import (
     AbortedError,
     InvalidTransferError,
@@ -66,6 +66,14 @@ class _Run:
     group: int
     first_index: int
     source_block_ids: tuple[int, ...]
+
+    def split(self, num_pieces: int) -> list[_Run]:
+        """Cut into at most so many pieces, none empty."""
+        size = -(-len(self.source_block_ids) // num_pieces)
+        return [
+            _Run(self.group, self.first_index + start, self.source_block_ids[start : start + size])
+            for start in range(0, len(self.source_block_ids), size)
+        ]
 
 
 class OutboundTransfer:
@@ -274,7 +282,8 @@ class OutboundTransfer:
             return
         if self._gate is not None:
             while self._queue:
-                self._link.copier.submit(partial(self._copy, self._gate, self._queue.popleft()))
+                for piece in self._queue.popleft().split(NUM_COPY_THREADS):
+                    self._link.copier.submit(partial(self._copy, self._gate, piece))
         else:
             self._send_blocks()
         if self._payload is not None and self._num_sent == self._num_queued:
@@ -295,7 +304,7 @@ class OutboundTransfer:
                 self._queue.appendleft(_Run(run.group, run.first_index + sent, run.source_block_ids[sent:]))
 
     def _copy(self, gate: WriteGate, run: _Run) -> None:
-        """Write one run into the receiver's blocks; on the copy thread."""
+        """Write one run into the receiver's blocks; on a copy thread."""
         post = self._link.loop.post
         try:
             for offset, block_id in enumerate(run.source_block_ids):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from kvtransfer.copier import Copier
-from kvtransfer.errors import FrameError, KvTransferError, ReceiverGoneError
+from kvtransfer.errors import FrameError, InvalidTransferError, KvTransferError, ReceiverGoneError
 from kvtransfer.frames import Header, Kind, Payload, decode, encode
 from kvtransfer.io_loop import IoLoop
 from kvtransfer.links import DirectWriter, Link
@@ -63,21 +63,22 @@ class PeerLink:
         """Use a link for frames."""
         self._wire = wire
 
-    def add(self, transfer: OutboundTransfer) -> bool:
-        """Start a transfer; False if that id and epoch is under way already."""
+    def add(self, transfer: OutboundTransfer) -> None:
+        """Start a transfer, or end it at once if that cannot be."""
         key = (transfer.transfer_id, transfer.epoch)
         if self._wire is None:
             transfer.end(ReceiverGoneError(f"the link to {self.peer.endpoint} was closed"))
-            return True
-        if key in self._transfers:
-            return False
-        self._transfers[key] = transfer
-        transfer.start()
-        return True
+        elif key in self._transfers:
+            transfer.end(InvalidTransferError("transfer_id", f"{key[0]!r}, epoch {key[1]} is under way"))
+        else:
+            self._transfers[key] = transfer
+            transfer.start()
 
     def remove(self, transfer: OutboundTransfer) -> None:
         """Forget a finished transfer."""
-        self._transfers.pop((transfer.transfer_id, transfer.epoch), None)
+        key = (transfer.transfer_id, transfer.epoch)
+        if self._transfers.get(key) is transfer:
+            del self._transfers[key]
 
     def send(self, header: Header, payload: Payload = b"") -> None:
         """Send a frame, if the link stands."""

@@ -1,8 +1,8 @@
 """The sending end: links to receivers, and transfers over them.
 
 The life of a transfer: `connect` once a receiver, `begin`, `push` while prefill computes,
-`commit`, wait for `done`. Two threads: the loop (sockets, leases, state) and, for transports
-that write directly, the copier.
+`commit`, wait for `done`. Threads: the loop (sockets, leases, state) and, for transports
+that write directly, the copiers.
 """
 
 from __future__ import annotations
@@ -119,15 +119,16 @@ class Sender:
             block_ids: the receiver's reserved blocks in order of position, one list a region.
             lease_s: what the receiver granted, seconds.
         Raises:
-            InvalidTransferError: an argument is out of range, or the transfer is under way.
+            InvalidTransferError: an argument is out of range. `done` raises it if that transfer
+                id and epoch is under way already.
             What `connect` raises.
         """
         encode_id("transfer_id", transfer_id, MAX_TRANSFER_ID_BYTES)
         check_reservation(epoch, block_ids, lease_s, [region.num_blocks for region in peer.regions])
         link = self._link(peer)
         transfer = OutboundTransfer(link, transfer_id, epoch, block_ids, lease_s)
-        if not self._loop.call(lambda: link.add(transfer)):
-            raise InvalidTransferError("transfer_id", f"{transfer_id!r}, epoch {epoch} is under way")
+        if not self._loop.post(lambda: link.add(transfer)):
+            raise ClosedError("the sender was closed")
         return transfer
 
     def close(self) -> None:

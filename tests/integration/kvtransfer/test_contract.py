@@ -385,7 +385,7 @@ def test_bad_arguments_change_nothing(rig: Rig) -> None:
     with pytest.raises(InvalidTransferError, match="at most 1048576"):
         transfer.commit(bytes((1 << 20) + 1))
     with pytest.raises(InvalidTransferError, match="under way"):
-        sender.begin(receiver, "t", 1, [[1, 2], []])
+        sender.begin(receiver, "t", 1, [[1, 2], []]).done.result(5)
     transfer.commit(bytes(1 << 20))
     assert transfer.done.result(5).blocks == 1
 
