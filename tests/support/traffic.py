@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,9 +39,25 @@ def loads(client: Client) -> dict[str, registry_pb2.WorkerLoad]:
     return {status.info.worker_id: status.load for status in client.workers().workers}
 
 
-def used_blocks(client: Client) -> dict[str, int]:
-    """Return the blocks in use of each worker."""
-    return {worker: load.used_blocks for worker, load in loads(client).items()}
+def metric(client: Client, name: str) -> dict[str, float]:
+    """Return one metric of each live worker, read from its metrics endpoint now."""
+    values = {}
+    for status in client.workers().workers:
+        address = status.info.metrics_address
+        with (
+            contextlib.suppress(urllib.error.URLError),
+            urllib.request.urlopen(f"http://{address}/metrics") as page,
+        ):
+            lines = page.read().decode().splitlines()
+            values[status.info.worker_id] = sum(
+                float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name
+            )
+    return values
+
+
+def used_blocks(client: Client) -> dict[str, float]:
+    """Return the blocks in use of each live worker, now."""
+    return metric(client, "baton_kv_blocks_used")
 
 
 def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> float:
