@@ -25,77 +25,50 @@ Maddison et al. 2014, "A* sampling" (Gumbel-max).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
-Words = npt.NDArray[np.uint64]
-"""32-bit words in 64-bit elements, so that a product keeps its high half."""
+from engine.sampler.jit import njit
 
-TOKEN_RACE = 0
+TOKEN_RACE = np.uint32(0)
+"""The stream of token draws; other uses of a (seed, position) take other streams."""
 
 _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-_MASK, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
-_ROUNDS = 10
+_WEYL_0, _WEYL_1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
+_ZERO, _TWO, _LANE, _HALF = np.uint32(0), np.uint32(2), np.uint32(3), np.uint64(32)
 
 
-def philox4x32(counter: tuple[Words, Words, Words, Words], k0: Words, k1: Words) -> Words:
-    """Encrypt counters.
-
-    Args:
-        counter: four arrays uint64[n] with values below 2^32.
-        k0: uint64[n] or uint64[1], below 2^32. k1: the same.
-    Returns:
-        uint64[n, 4], values below 2^32.
-    """
-    c0, c1, c2, c3 = (word.copy() for word in counter)
-    product0, product1 = np.empty_like(c0), np.empty_like(c0)
-    for _ in range(_ROUNDS):
-        np.multiply(c0, _MULTIPLIER_0, out=product0)
-        np.multiply(c2, _MULTIPLIER_1, out=product1)
-        np.right_shift(product1, _HALF, out=c0)
-        c0 ^= c1
-        c0 ^= k0
-        np.right_shift(product0, _HALF, out=c2)
-        c2 ^= c3
-        c2 ^= k1
-        np.bitwise_and(product1, _MASK, out=c1)
-        np.bitwise_and(product0, _MASK, out=c3)
-        k0 = (k0 + _WEYL_0) & _MASK
-        k1 = (k1 + _WEYL_1) & _MASK
-    return np.stack((c0, c1, c2, c3), axis=1)
+@njit("UniTuple(uint32, 4)(uint32, uint32, uint32, uint32, uint32, uint32)", inline=True)
+def philox4x32(
+    c0: np.uint32, c1: np.uint32, c2: np.uint32, c3: np.uint32, k0: np.uint32, k1: np.uint32
+) -> tuple[np.uint32, np.uint32, np.uint32, np.uint32]:
+    """Encrypt one counter under a key: ten rounds."""
+    for _ in range(10):
+        product0 = np.uint64(c0) * _MULTIPLIER_0
+        product1 = np.uint64(c2) * _MULTIPLIER_1
+        c0, c1 = np.uint32(np.uint32(product1 >> _HALF) ^ c1 ^ k0), np.uint32(product1)
+        c2, c3 = np.uint32(np.uint32(product0 >> _HALF) ^ c3 ^ k1), np.uint32(product0)
+        k0, k1 = np.uint32(k0 + _WEYL_0), np.uint32(k1 + _WEYL_1)
+    return c0, c1, c2, c3
 
 
-def gumbel_all(seed: int, position: int, vocab_size: int) -> npt.NDArray[np.float64]:
-    """Return g of every token id, float64[vocab_size]."""
-    blocks = np.arange((vocab_size + 3) // 4, dtype=np.uint64)
-    k0, k1 = _key(np.array([seed], dtype=np.uint64))
-    words = philox4x32(_counter(blocks, np.full_like(blocks, position)), k0, k1)
-    return _gumbel(words.reshape(-1)[:vocab_size])
+@njit("float64(uint32, uint32, uint32, uint32)")
+def gumbel(k0: np.uint32, k1: np.uint32, position: np.uint32, token_id: np.uint32) -> float:
+    """Return g of one token."""
+    words = philox4x32(np.uint32(token_id >> _TWO), position, TOKEN_RACE, _ZERO, k0, k1)
+    word = words[token_id & _LANE]
+    return -math.log(-math.log1p(-((float(word) + 0.5) * 2.0**-32)))
 
 
-def gumbel_at(seeds: Words, positions: Words, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return g of some tokens, of several requests at once.
-
-    Args:
-        seeds: uint64[n]. positions: uint64[n]. token_ids: int64[n].
-    Returns:
-        float64[n].
-    """
-    k0, k1 = _key(seeds)
-    words = philox4x32(_counter((token_ids >> 2).astype(np.uint64), positions), k0, k1)
-    return _gumbel(words[np.arange(len(token_ids)), token_ids & 3])
-
-
-def _key(seeds: Words) -> tuple[Words, Words]:
-    return seeds & _MASK, seeds >> _HALF
-
-
-def _counter(blocks: Words, positions: Words) -> tuple[Words, Words, Words, Words]:
-    zeros = np.zeros_like(blocks)
-    return blocks, positions, np.full_like(blocks, TOKEN_RACE), zeros
-
-
-def _gumbel(words: Words) -> npt.NDArray[np.float64]:
-    uniform = (words.astype(np.float64) + 0.5) * 2.0**-32
-    return -np.log(-np.log1p(-uniform))
+@njit("void(uint32, uint32, uint32, uint32[:, ::1])")
+def fill_words(k0: np.uint32, k1: np.uint32, position: np.uint32, words: npt.NDArray[np.uint32]) -> None:
+    """Write the word of token 4 i + lane to words[lane, i]; so laid out it runs on vectors."""
+    lane0, lane1, lane2, lane3 = words[0], words[1], words[2], words[3]
+    for block in range(words.shape[1]):
+        w0, w1, w2, w3 = philox4x32(np.uint32(block), position, TOKEN_RACE, _ZERO, k0, k1)
+        lane0[block] = w0
+        lane1[block] = w1
+        lane2[block] = w2
+        lane3[block] = w3

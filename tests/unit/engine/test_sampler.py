@@ -7,17 +7,14 @@ import torch
 
 from engine.errors import EngineError
 from engine.request import Request
-from engine.sampler.philox import gumbel_all, gumbel_at, philox4x32
+from engine.sampler.philox import fill_words, gumbel, philox4x32
+from engine.sampler.race import run_race
 from engine.sampler.sampler import Sampler
 from engine.sampling_params import SamplingParams
 from engine.step import Logprobs
 from tests.support.engine_builders import create_request
 
 EOS = frozenset({3})
-
-
-def words(*values: int) -> tuple[np.ndarray, ...]:
-    return tuple(np.array([value], dtype=np.uint64) for value in values)
 
 
 @pytest.mark.parametrize(
@@ -33,8 +30,8 @@ def words(*values: int) -> tuple[np.ndarray, ...]:
     ],
 )
 def test_philox_gives_the_published_answers(counter, key, expected: str) -> None:
-    (result,) = philox4x32(words(*counter), *words(*key))
-    assert " ".join(f"{word:08x}" for word in result.tolist()) == expected
+    words = philox4x32(*(np.uint32(word) for word in (*counter, *key)))
+    assert " ".join(f"{word:08x}" for word in words) == expected
 
 
 def scalar_gumbel(seed: int, position: int, token_id: int) -> float:
@@ -49,16 +46,31 @@ def scalar_gumbel(seed: int, position: int, token_id: int) -> float:
     return -math.log(-math.log1p(-v))
 
 
-def test_noise_is_what_the_docstring_says_in_any_order() -> None:
+def test_noise_is_what_the_docstring_says() -> None:
     rng = np.random.default_rng()
     seed, position = int(rng.integers(2**63)) * 2 + 1, int(rng.integers(100_000))
-    everything = gumbel_all(seed, position, 49_151)
-    assert everything.shape == (49_151,)
-    token_ids = rng.permutation(49_151)[:50]
-    some = gumbel_at(np.full(50, seed, dtype=np.uint64), np.full(50, position, dtype=np.uint64), token_ids)
-    scalar = [scalar_gumbel(seed, position, int(token_id)) for token_id in token_ids]
-    np.testing.assert_allclose(some, scalar, rtol=1e-13, atol=1e-13)
-    np.testing.assert_allclose(everything[token_ids], scalar, rtol=1e-13, atol=1e-13)
+    k0, k1, row = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32), np.uint32(position)
+    words = np.zeros((4, 1000), dtype=np.uint32)
+    fill_words(k0, k1, row, words)
+    for token_id in rng.permutation(4000)[:50]:
+        expected = scalar_gumbel(seed, position, int(token_id))
+        assert gumbel(k0, k1, row, np.uint32(token_id)) == pytest.approx(expected, rel=1e-12)
+        v = (int(words[token_id % 4, token_id // 4]) + 0.5) * 2.0**-32
+        assert -math.log(-math.log1p(-v)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0, 1e6])
+def test_sifting_loses_no_winner(spread: float) -> None:
+    rng = np.random.default_rng(int(spread))
+    for position in range(20):
+        scaled = rng.normal(0, spread, 2001).astype(np.float32)
+        noise = np.array([scalar_gumbel(5, position, t) for t in range(len(scaled))])
+        best = int(scaled.argmax())
+        floor = float(np.median(scaled))
+        everyone = int(np.argmax(scaled + noise))
+        some = int(np.argmax(np.where(scaled >= floor, scaled + noise, -np.inf)))
+        assert run_race(scaled, best, -math.inf, 5, position) == everyone
+        assert run_race(scaled, best, floor, 5, position) == some
 
 
 def reference_adjusted(logits: np.ndarray, request: Request) -> np.ndarray:
