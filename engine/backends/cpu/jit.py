@@ -6,10 +6,15 @@ so both use one pool of threads and hand over without waking anyone (1.3 µs a p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import torch  # noqa: F401  its OpenMP runtime must be the first one
+import torch  # its OpenMP runtime must be the first one
+
+# numba reads this once, when it is imported; kernels then use as many threads as torch does.
+os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
+
 from numba import config, njit
 
 P = ParamSpec("P")
