@@ -18,7 +18,7 @@ Two nouns: a `Region` is registered memory, a transfer takes blocks from here to
 | frames, payloads | the bytes on the wire |
 | links, zmq_tcp, fake | what carries frames |
 | shared_memory, locked_file, host | memory that peers map, and its cleaning up |
-| sender, peer_link, outbound, copier | the sending end |
+| sender, peer_link, outbound, lease, copier | the sending end |
 | receiver, inbound, fences | the receiving end |
 | io_loop | the thread that each end has |
 

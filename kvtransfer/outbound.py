@@ -23,15 +23,11 @@ from kvtransfer.errors import (
     TransferError,
 )
 from kvtransfer.frames import MAX_CONTROL_BYTES, Header, Kind, Payload
+from kvtransfer.lease import SenderLease
 from kvtransfer.payloads import OpenFacts, decode_reason, encode_reason
 
 if TYPE_CHECKING:
     from kvtransfer.peer_link import PeerLink
-
-# The sender stops before the receiver takes the blocks back: it counts a shorter lease,
-# and from when it sent what was answered, not from the answer.
-SENDER_LEASE_SHARE = 0.8
-RENEWALS_PER_LEASE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +99,7 @@ class OutboundTransfer:
         self.done.set_running_or_notify_cancel()  # it cannot be cancelled, only failed
         self._link = link
         self._block_ids = tuple(tuple(ids) for ids in block_ids)
-        self._lease_s = lease_s
+        self._lease = SenderLease(lease_s, link.clock())
         self._pushed = [bytearray(len(ids)) for ids in self._block_ids]
         self._closing = False
         self._state = _State.OPENING
@@ -116,11 +112,7 @@ class OutboundTransfer:
         self._payload: bytes | None = None
         self._failure = b""
         self._commit_called_at = 0.0
-        self._sequence = 0
-        self._sent_at: dict[int, float] = {}
-        self._deadline = 0.0
-        self._next_renewal = 0.0
-        self._room_since = 0.0
+        self._room_since = link.clock()
 
     def push(self, group: int, first_index: int, src_block_ids: Sequence[int]) -> None:
         """Send blocks; positions may come in any order, each at most once.
@@ -176,17 +168,14 @@ class OutboundTransfer:
 
     def start(self) -> None:
         """Ask the receiver to let this transfer write."""
-        now = self._link.clock()
-        self._deadline = now + SENDER_LEASE_SHARE * self._lease_s
-        self._room_since = now
-        self._renew(now)
+        self._renew(self._link.clock())
 
     def handle(self, header: Header, payload: Payload) -> None:
         """Take the receiver's answer."""
         if self._state is _State.DONE:
             return
         if header.kind in (Kind.GRANT, Kind.WAIT):
-            self._extend(header.sequence)
+            self._lease.answered(header.sequence)
             if header.kind is Kind.GRANT:
                 self._grant(header.count)
         elif header.kind is Kind.STOP:
@@ -205,16 +194,16 @@ class OutboundTransfer:
         """Renew the lease, or notice that it is gone."""
         if self._state is _State.DONE:
             return
-        if now >= self._deadline:
+        if now >= self._lease.deadline:
             self._expire()
         elif self._starving(now):
-            self._give_up(LeaseExpiredError(f"the receiver granted no room for {self._lease_s:g} s"))
-        elif now >= self._next_renewal:
+            self._give_up(LeaseExpiredError(f"the receiver granted no room for {self._lease.duration_s:g} s"))
+        elif self._lease.is_due(now):
             self._renew(now)
 
     def _starving(self, now: float) -> bool:
         waits = self._state is _State.OPEN and bool(self._queue)
-        return waits and now - self._room_since >= self._lease_s
+        return waits and now - self._room_since >= self._lease.duration_s
 
     def end(self, error: KvTransferError) -> None:
         """End without ACK: nothing is written any more once this returns."""
@@ -257,23 +246,14 @@ class OutboundTransfer:
         self._failure = encode_reason(reason, message)
         self._send(Kind.FAIL, self._failure)
 
-    def _extend(self, sequence: int) -> None:
-        sent_at = self._sent_at.get(sequence)
-        if sent_at is None:
-            return
-        self._sent_at = {number: at for number, at in self._sent_at.items() if number > sequence}
-        self._deadline = max(self._deadline, sent_at + SENDER_LEASE_SHARE * self._lease_s)
-        if self._gate is not None and self._state is not _State.OPENING:
-            self._gate.deadline = self._deadline
-
     def _grant(self, limit: int) -> None:
         if limit > self._limit:
             self._limit = limit
             self._room_since = self._link.clock()
         if self._state is _State.OPENING:
             self._state = _State.OPEN
-            if self._gate is not None:
-                self._gate.deadline = self._deadline
+        if self._gate is not None:
+            self._gate.deadline = self._lease.deadline
         self._pump()
 
     def _pump(self) -> None:
@@ -330,18 +310,18 @@ class OutboundTransfer:
         self._pump()
 
     def _renew(self, now: float) -> None:
-        self._sequence += 1
-        self._sent_at[self._sequence] = now
-        self._next_renewal = now + self._lease_s / RENEWALS_PER_LEASE
+        sequence = self._lease.renew(now)
         if self._state is _State.OPENING:
-            facts = OpenFacts(round(self._lease_s * 1000), self._link.transport, self._link.liveness_name)
-            self._send(Kind.OPEN, facts.encode(), sequence=self._sequence)
+            facts = OpenFacts(
+                round(self._lease.duration_s * 1000), self._link.transport, self._link.liveness_name
+            )
+            self._send(Kind.OPEN, facts.encode(), sequence=sequence)
         elif self._state is _State.COMMITTING:
-            self._send_commit(self._sequence)
+            self._send_commit(sequence)
         elif self._state is _State.ABORTING:
-            self._send(Kind.FAIL, self._failure, sequence=self._sequence)
+            self._send(Kind.FAIL, self._failure, sequence=sequence)
         else:
-            self._send(Kind.RENEW, sequence=self._sequence)
+            self._send(Kind.RENEW, sequence=sequence)
 
     def _send_commit(self, sequence: int) -> None:
         self._send(Kind.COMMIT, self._payload or b"", count=self._num_sent, sequence=sequence)

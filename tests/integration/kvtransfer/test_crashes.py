@@ -51,6 +51,16 @@ class Process:
         self.popen.stdin.flush()
         return self.read()
 
+    def stop(self) -> None:
+        """Stop every thread; the signal alone takes a moment."""
+        self.popen.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.popen.pid}/task")
+        wait_until(
+            lambda: all(
+                (t / "stat").read_text().rpartition(")")[2].split()[0] == "T" for t in tasks.iterdir()
+            )
+        )
+
     def kill(self) -> None:
         self.popen.send_signal(signal.SIGKILL)
         self.popen.wait()
@@ -166,7 +176,7 @@ def test_a_stopped_sender_is_waited_for_and_writes_nothing_later(
 ) -> None:
     process = spawn("sender", transport)
     decode.start_transfer(process, lease_s=1.5)
-    process.popen.send_signal(signal.SIGSTOP)
+    process.stop()
     assert process.popen.stdin is not None
     process.popen.stdin.write(json.dumps({"push": list(range(2, NUM_BLOCKS))}) + "\n")
     process.popen.stdin.flush()
