@@ -23,14 +23,18 @@ class Admission:
         self.in_flight = 0
         self.is_draining = False
 
+    def check_open(self) -> None:
+        """Raise DRAINING if no request is admitted any more."""
+        if self.is_draining:
+            raise BatonError(ErrorReason.DRAINING, "the gateway is shutting down")
+
     def admit(self, count: int = 1) -> list[Ticket]:
         """Admit `count` requests, all or none.
 
         Raises:
             BatonError: QUEUE_FULL (names the limit) or DRAINING; nothing was admitted.
         """
-        if self.is_draining:
-            raise BatonError(ErrorReason.DRAINING, "the gateway is shutting down")
+        self.check_open()
         if self._max_in_flight and self.in_flight + count > self._max_in_flight:
             raise BatonError(
                 ErrorReason.QUEUE_FULL,

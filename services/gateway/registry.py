@@ -137,7 +137,7 @@ class Registry:
                     field="worker.fingerprint",
                 )
         if old is not None:
-            self._drop(old, "replaced by a new incarnation")
+            self.drop(old, "replaced by a new incarnation")
         worker = Worker(info, self._clock())
         self._workers[info.worker_id] = worker
         log(
@@ -177,7 +177,7 @@ class Registry:
         """Take a worker off the list. Idempotent; another incarnation's leave is ignored."""
         worker = self._workers.get(worker_id)
         if worker is not None and worker.info.incarnation == incarnation:
-            self._drop(worker, "left")
+            self.drop(worker, "left")
 
     def suspect(self, worker: Worker) -> None:
         """Prefer others to this worker until it beats again, or `trust`."""
@@ -194,7 +194,7 @@ class Registry:
         limit = self._clock() - MISSED_BEATS * self._beat_interval_s
         for worker in list(self._workers.values()):
             if worker.last_beat < limit:
-                self._drop(worker, f"missed {MISSED_BEATS} beats")
+                self.drop(worker, f"missed {MISSED_BEATS} beats")
 
     async def run_sweeps(self) -> None:
         """Sweep for ever, several times a beat."""
@@ -202,7 +202,10 @@ class Registry:
             await asyncio.sleep(self._beat_interval_s / 4)
             self.sweep()
 
-    def _drop(self, worker: Worker, why: str) -> None:
+    def drop(self, worker: Worker, why: str) -> None:
+        """Take a worker off the list. Idempotent."""
+        if self._workers.get(worker.info.worker_id) is not worker:
+            return
         del self._workers[worker.info.worker_id]
         log(
             _logger,

@@ -20,6 +20,7 @@ from baton.v1.sampling_pb2 import FinishReason, SamplingParams, TokenLogprob, To
 from services.common.errors import BatonError, ErrorReason
 from services.common.ids import new_id, new_incarnation
 from services.common.server import GrpcServer
+from services.gateway.registry import Registry
 from tests.support.byte_tokenizer import NUM_SPECIAL, VOCAB_SIZE
 
 BLOCK_SIZE = 16
@@ -80,7 +81,7 @@ class ScriptedDecode(decode_pb2_grpc.DecodeServiceServicer):
         log: request ids as Reserve got them, and "cancel <id>".
     """
 
-    def __init__(self, worker_id: str, capacity: int = 100, step_s: float = 0.002) -> None:
+    def __init__(self, worker_id: str, capacity: int, step_s: float) -> None:
         self.worker_id = worker_id
         self.incarnation = new_incarnation()
         self.capacity = capacity
@@ -121,6 +122,8 @@ class ScriptedDecode(decode_pb2_grpc.DecodeServiceServicer):
         return decode_pb2.DecodeServiceCancelResponse()
 
     async def StreamSteps(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        if request.gateway_id in self._streams:
+            self._streams[request.gateway_id].put_nowait(None)
         queue = self._streams[request.gateway_id] = asyncio.Queue()
         yield decode_pb2.StreamStepsResponse(incarnation=self.incarnation)
         while (message := await queue.get()) is not None:
@@ -273,22 +276,27 @@ class ScriptedPrefill(prefill_pb2_grpc.PrefillServiceServicer):
 
 
 class ScriptedCluster:
-    """Scripted workers with their servers, registered at a gateway.
+    """Scripted workers with their servers, listed in a gateway's registry as long as they live.
 
-    Args:
-        register: takes a WorkerInfo.
+    Attributes:
+        silent: ids of workers that do not beat.
     """
 
-    def __init__(self, register: Callable[[registry_pb2.WorkerInfo], None]) -> None:
-        self._register = register
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._servers: dict[str, GrpcServer] = {}
+        self._beats = asyncio.create_task(self._beat())
+        self.silent: set[str] = set()
         self.decodes: dict[str, ScriptedDecode] = {}
         self.prefills: dict[str, ScriptedPrefill] = {}
 
-    async def add_decode(self, worker_id: str, **settings: float) -> ScriptedDecode:
-        """Start a decode worker."""
-        worker = self.decodes[worker_id] = ScriptedDecode(worker_id, **settings)  # type: ignore[arg-type]
-        await self._serve(worker, decode_pb2_grpc.add_DecodeServiceServicer_to_server, "DecodeService")
+    async def add_decode(
+        self, worker_id: str, *, capacity: int = 100, step_s: float = 0.002, port: int = 0
+    ) -> ScriptedDecode:
+        """Start a decode worker; port 0: a free one."""
+        worker = self.decodes[worker_id] = ScriptedDecode(worker_id, capacity, step_s)
+        add = decode_pb2_grpc.add_DecodeServiceServicer_to_server
+        await self._serve(worker, add, "DecodeService", port)
         return worker
 
     async def add_prefill(self, worker_id: str) -> ScriptedPrefill:
@@ -311,20 +319,30 @@ class ScriptedCluster:
 
     async def close(self) -> None:
         """Stop all workers."""
+        self._beats.cancel()
         for worker_id in list(self._servers):
             await self.kill(worker_id)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            for worker in self._registry:
+                if worker.info.worker_id in self._servers.keys() - self.silent:
+                    load = registry_pb2.WorkerLoad(free_blocks=worker.info.num_blocks)
+                    self._registry.beat(*worker.key, load, False)
 
     async def _serve(
         self,
         worker: ScriptedDecode | ScriptedPrefill,
         add: Callable[[object, grpc.aio.Server], None],
         service: str,
+        port: int = 0,
     ) -> None:
-        server = GrpcServer("127.0.0.1", 0)
+        server = GrpcServer("127.0.0.1", port)
         server.add(add, worker, f"baton.v1.{service}")
         await server.start()
         self._servers[worker.worker_id] = server
-        self._register(
+        self._registry.register(
             registry_pb2.WorkerInfo(
                 worker_id=worker.worker_id,
                 incarnation=worker.incarnation,

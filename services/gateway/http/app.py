@@ -91,6 +91,7 @@ class _Api:
 
     async def ready(self, exchange: Exchange) -> None:
         """GET /ready: a prefill and a decode worker are there; 503 otherwise."""
+        self._generator.admission.check_open()
         self._model.limits()
         await exchange.answer(b'{"status": "ready"}', JSON)
 

@@ -108,6 +108,8 @@ class StepStream:
             response: StreamStepsResponse
             async for response in call:
                 if response.incarnation != self._incarnation:
+                    # Asking again would take the stream from whoever lives at this address now.
+                    self._registry.drop(self._worker, "another incarnation answers at its address")
                     return
                 if not self._open.is_set():
                     self._open.set()

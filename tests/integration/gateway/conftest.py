@@ -44,7 +44,7 @@ class Setup:
     def __init__(self, gateway: Gateway, channel: grpc.aio.Channel, http: httpx.AsyncClient) -> None:
         self.gateway = gateway
         self.generator = gateway.generator
-        self.workers = ScriptedCluster(self.generator.registry.register)
+        self.workers = ScriptedCluster(self.generator.registry)
         self.stub = InferenceServiceStub(channel)
         self.channel = channel
         self.http = http

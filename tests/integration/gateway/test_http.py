@@ -88,7 +88,7 @@ async def test_usage_may_come_with_every_chunk(make_setup: MakeSetup) -> None:
     got = await stream(setup, "/v1/completions", completion(stream_options=options))
     counts = [event["usage"]["completion_tokens"] for event in got]
     assert counts == sorted(counts)
-    assert (counts[0], counts[-1]) == (1, 6)
+    assert counts[0] < counts[-1] == 6
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from baton.v1.prefill_pb2 import PrefillRequest
+from baton.v1.registry_pb2 import WorkerInfo
 from services.common.errors import BatonError, ErrorReason
 from services.common.status import parse_status
 from tests.integration.gateway.conftest import MakeSetup, Setup
@@ -216,27 +217,18 @@ async def test_a_broken_stream_of_a_living_worker_loses_nothing(make_setup: Make
 
 
 async def test_a_silent_decode_worker_is_given_up_after_three_beats(make_setup: MakeSetup) -> None:
-    setup = await make_setup(decodes=1, beat_interval_ms=50)
+    setup = await make_setup(decodes=1, beat_interval_ms=100)
     registry = setup.generator.registry
-    beating = asyncio.create_task(beat(setup, "p0", "d1"))
     running = asyncio.create_task(setup.generate(PROMPT, max_tokens=30))
     while not any(one.is_running for one in setup.workers.decodes["d0"].held.values()):
         await asyncio.sleep(0.002)
     setup.workers.decodes["d0"].paused = True  # frozen: its connection stays open
+    setup.workers.silent.add("d0")
     await setup.workers.add_decode("d1")
     answer = await running
-    beating.cancel()
     assert answer.tokens == expected(PROMPT, 30)
     assert answer.finished.handoff.decode_worker == "d1"
     assert "d0" not in [worker.info.worker_id for worker in registry]
-
-
-async def beat(setup: Setup, *worker_ids: str) -> None:
-    while True:
-        for worker in setup.generator.registry:
-            if worker.info.worker_id in worker_ids:
-                setup.generator.registry.beat(*worker.key, worker.load, False)
-        await asyncio.sleep(0.02)
 
 
 async def test_a_worker_reborn_is_another_worker(make_setup: MakeSetup) -> None:
@@ -356,3 +348,21 @@ async def test_late_events_of_an_old_attempt_fall_flat(make_setup: MakeSetup) ->
             holder.held[held.request.request_id] = held
     assert tokens == expected(PROMPT, 60)
     await setup.nothing_held()
+
+
+async def test_another_worker_at_the_same_address_keeps_its_stream(make_setup: MakeSetup) -> None:
+    setup = await make_setup()
+    old = setup.workers.decodes["d0"]
+    await setup.workers.kill("d0")
+    port = int(info_of(setup, "d0").address.split(":")[1])
+    new = await setup.workers.add_decode("d1", port=port)
+    while "d0" in [worker.info.worker_id for worker in setup.generator.registry]:
+        await asyncio.sleep(0.01)
+    answer = await setup.generate(PROMPT, max_tokens=150)
+    assert answer.tokens == expected(PROMPT, 150)
+    assert answer.finished.handoff.retries == 0
+    assert (old.held, attempts(new)) == ({}, ["1"])
+
+
+def info_of(setup: Setup, worker_id: str) -> WorkerInfo:
+    return next(worker.info for worker in setup.generator.registry if worker.info.worker_id == worker_id)
