@@ -157,7 +157,7 @@ class PrefillRun:
             stats = done.result()
             exposed_s = self._before_commit_s + stats.exposed_s
             self._metrics.count_handoff(stats.transport, stats.blocks, stats.bytes, self.skipped_blocks)
-            self._metrics.exposed_s.observe(exposed_s)
+            self._metrics.observe_exposed(stats.transport, exposed_s)
             self.news.put_nowait(HandedOver(stats, exposed_s))
             return
         self._metrics.count_failed_handoff(type(failure).__name__.removesuffix("Error").lower())

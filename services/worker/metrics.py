@@ -82,9 +82,12 @@ class WorkerMetrics:
         self._handoffs = Counter(
             "baton_handoffs", "Hand-offs by outcome.", ["outcome"], registry=self.registry
         )
-        self.exposed_s = self._histogram(
+        self._exposed_s = Histogram(
             "baton_handoff_exposed_seconds",
             "From the end of prefill compute until the receiver acknowledged.",
+            ["transport"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.queue_s = self._histogram("baton_queue_seconds", "From receipt until compute or reservation.")
         self.compute_s = self._histogram(
@@ -101,6 +104,10 @@ class WorkerMetrics:
     def count_error(self, error: BatonError) -> None:
         """Count one refused or failed request."""
         self._errors.labels(error.reason.name).inc()
+
+    def observe_exposed(self, transport: str, exposed_s: float) -> None:
+        """Note how long decode waited for one hand-off after prefill had computed."""
+        self._exposed_s.labels(transport).observe(exposed_s)
 
     def count_handoff(self, transport: str, blocks: int, num_bytes: int, skipped: int = 0) -> None:
         """Count one acknowledged hand-off."""

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from baton.v1 import kv_pb2, registry_pb2, registry_pb2_grpc
+from baton.v1 import decode_pb2, decode_pb2_grpc, kv_pb2, registry_pb2, registry_pb2_grpc
 from services.common.channel import open_channel
 from services.common.errors import BatonError, ErrorReason
 from services.common.server import GrpcServer
@@ -157,6 +157,29 @@ async def test_a_drain_that_takes_too_long_tells_the_gateway(tiny_model: Path) -
             await eventually(lambda: pair.failures.get("r") == "DRAINING")
 
 
+async def test_a_draining_prefill_worker_refuses(tiny_model: Path) -> None:
+    async with (
+        prefill_worker(engine_config(tiny_model)) as prefill,
+        decode_worker(engine_config(tiny_model)) as decode,
+        Pair(prefill, decode) as pair,
+    ):
+        prefill.service.drain()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await pair.start_prefill(PROMPT, greedy(1), None).read()
+        assert parse_status(refused.value).reason is ErrorReason.DRAINING
+
+
+async def test_an_engine_that_died_is_noticed(tiny_model: Path) -> None:
+    async with decode_worker(engine_config(tiny_model)) as decode, Pair(None, decode) as pair:
+        died = asyncio.create_task(decode.died())
+        await asyncio.sleep(0)
+        assert not died.done()
+        await pair.reserve(PROMPT, greedy(3), request_id="r")
+        decode.host.engine.stop()
+        await asyncio.wait_for(died, 5)
+        await eventually(lambda: pair.failures.get("r") == "WORKER_LOST")
+
+
 async def pair_health(address: str) -> int:
     async with open_channel(address) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
@@ -177,7 +200,7 @@ async def test_metrics(tiny_model: Path) -> None:
         sent = await asyncio.to_thread(scrape, prefill.metrics_address)
         assert sent['baton_handoff_blocks_total{transport="shared_memory"}'] == 2
         assert sent['baton_handoff_bytes_total{transport="shared_memory"}'] == 2 * block_bytes
-        assert sent["baton_handoff_exposed_seconds_count"] == 1
+        assert sent['baton_handoff_exposed_seconds_count{transport="shared_memory"}'] == 1
         assert sent["baton_computed_tokens_total"] == 20
         got = await asyncio.to_thread(scrape, decode.metrics_address)
         assert got["baton_kv_blocks"] == 64
@@ -209,6 +232,27 @@ async def test_the_process(tiny_model: Path, role: str) -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_a_second_signal_does_not_wait_for_running_requests(tiny_model: Path) -> None:
+    process = await start_process("decode", "--model", str(tiny_model), "--model-name", "tiny")
+    try:
+        assert process.stdout is not None
+        ready = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
+        async with open_channel(ready["address"]) as channel:
+            request = decode_pb2.ReserveRequest(
+                request_id="r", gateway_id="g", transfer_id="t", token_ids=PROMPT, num_prompt_tokens=20
+            )
+            await decode_pb2_grpc.DecodeServiceStub(channel).Reserve(request, timeout=10)
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(process.wait(), 1)
+            process.send_signal(signal.SIGINT)
+            assert await asyncio.wait_for(process.wait(), 5) == 130
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
 
 
 async def test_a_model_that_is_none_is_named(tmp_path: Path) -> None:
