@@ -166,7 +166,7 @@ def compute(seconds: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=25)
     options = parser.parse_args()
     num_blocks = options.tokens // 16
     megabytes = num_blocks * BLOCK_BYTES / 1e6
