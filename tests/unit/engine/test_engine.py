@@ -1,6 +1,7 @@
 """The engine thread: commands from other threads, events, failures, stopping."""
 
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -177,15 +178,33 @@ def test_reserve_fill_commit(bench: Bench) -> None:
 
 
 def test_cancel_is_idempotent_and_frees(bench: Bench) -> None:
+    bench.runner.permits = threading.Semaphore(3)
     bench.engine.submit(create_request(10, "a", max_tokens=None))
     bench.wait_for("a", lambda event: isinstance(event, TokenSampled))
     bench.engine.cancel("a")
     bench.engine.cancel("a")
     bench.engine.cancel("unknown")
+    bench.runner.permits.release(1000)
     assert isinstance(bench.wait_for("a", is_last)[-1], RequestCancelled)
     bench.settle()
     bench.engine.submit(create_request(5, "a"))
     bench.wait_for("a", is_last)
+
+
+def test_cancel_at_random_moments(bench: Bench) -> None:
+    rng = random.Random()
+    requests = [create_request(rng.randrange(1, 60), max_tokens=None) for _ in range(30)]
+    for request in requests[:10]:
+        request.hold_blocks, request.max_new_tokens = True, 1
+    for request in rng.sample(requests, len(requests)):
+        accept = bench.engine.submit if request.hold_blocks or rng.random() < 0.5 else bench.engine.reserve
+        accept(request)
+        time.sleep(rng.random() * 0.002)
+        bench.engine.cancel(rng.choice(requests).request_id)
+        bench.engine.check_invariants()
+    for request in requests:
+        bench.engine.cancel(request.request_id)
+    bench.settle()
 
 
 def test_an_id_in_use_is_refused(bench: Bench) -> None:
@@ -258,7 +277,8 @@ def test_a_listener_that_raises_stops_the_engine(bench: Bench, caplog: pytest.Lo
 
 
 def test_stop_ends_what_is_left() -> None:
-    bench = Bench()
+    # Room for more tokens than it can draw before the stop.
+    bench = Bench(num_blocks=20_000, context_length=70_000)
     bench.engine.start()
     bench.engine.submit(create_request(10, "a", max_tokens=None))
     bench.engine.reserve(create_request(10, "b"))
@@ -267,8 +287,9 @@ def test_stop_ends_what_is_left() -> None:
     bench.engine.stop()
     assert not bench.engine.healthy
     assert bench.engine.stats().used_blocks == 0
-    failed = {e.request_id for step in bench.steps for e in step.events if isinstance(e, RequestFailed)}
-    assert failed == {"a", "b"}
+    failures = [e for step in bench.steps for e in step.events if isinstance(e, RequestFailed)]
+    assert {event.request_id for event in failures} == {"a", "b"}
+    assert all(isinstance(event.error, EngineStoppedError) for event in failures)
     with pytest.raises(EngineStoppedError):
         bench.engine.submit(create_request(5))
 

@@ -1,6 +1,7 @@
 import pytest
 
 from engine.errors import OutOfBlocksError, QueueFullError
+from engine.events import BlocksFilled, TokenSampled
 from engine.request import FinishReason, RequestStatus
 from engine.sampling_params import SamplingParams
 from engine.step import SampledToken, StepResult
@@ -257,12 +258,19 @@ def test_blocks_are_reported_as_they_fill_and_held() -> None:
 
 
 def test_cached_blocks_are_reported_at_admission() -> None:
-    driver = create_driver(config=create_config(max_step_tokens=8))
-    for name in ("a", "b"):
-        driver.submit(create_request(list(range(18)), name, hold_blocks=True))
-        driver.run()
-    assert driver.filled["b"][:4] == driver.filled["a"][:4]
-    assert driver.runner.num_tokens_run["b"] == 2
+    driver = create_driver()
+    driver.submit(create_request(list(range(18)), "a", hold_blocks=True))
+    driver.run()
+    second = create_request(list(range(18)), "b", hold_blocks=True)
+    driver.scheduler.add(second)
+    output = driver.scheduler.schedule()
+    cached = tuple(driver.filled["a"][:4])
+    assert driver.scheduler.take_events() == [BlocksFilled("b", 0, 0, cached)], "before the step runs"
+    driver.scheduler.commit(output, driver.runner.launch(output).wait())
+    filled, sampled = driver.scheduler.take_events()
+    assert filled == BlocksFilled("b", 0, 4, (second.block_ids[0][4],))
+    assert isinstance(sampled, TokenSampled)
+    assert sampled.num_cached_tokens == 16
 
 
 def test_held_requests_are_never_preempted_and_block_those_behind() -> None:
