@@ -75,7 +75,7 @@ def our_time_us(case: Case, pool: torch.Tensor, tables: torch.Tensor, variant: s
 
     def layers() -> None:
         for layer in range(pool.shape[1]):
-            attend(q, layer, tables, lens, out)
+            attend(q, layer, tables, out)
 
     return timing.graph_time_us(layers, pool.shape[1])
 

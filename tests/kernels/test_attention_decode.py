@@ -34,7 +34,7 @@ class Step:
         )
         out = torch.full_like(self.q, torch.nan)
         attend.plan(self.context_lens)
-        attend(self.q, layer, self.block_tables, self.context_lens, out, **options)  # type: ignore[arg-type]
+        attend(self.q, layer, self.block_tables, out, **options)  # type: ignore[arg-type]
         return out
 
 
@@ -180,7 +180,7 @@ def test_many_launches_of_a_long_request_agree() -> None:
     attend.plan(step.context_lens)
     outs = [torch.full_like(step.q, torch.nan) for _ in range(200)]
     for out in outs:
-        attend(step.q, 0, step.block_tables, step.context_lens, out)
+        attend(step.q, 0, step.block_tables, out)
     assert all(torch.equal(out, first) for out in outs)
 
 
@@ -209,13 +209,13 @@ def test_graph_replay_with_new_lengths_is_the_same_bits() -> None:
     lens = step.context_lens.clone()
     out = torch.empty_like(step.q)
     attend.plan(lens)
-    attend(step.q, 0, step.block_tables, lens, out)
+    attend(step.q, 0, step.block_tables, out)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         attend.plan(lens)
         for layer in (0, 1):
-            attend(step.q, layer, step.block_tables, lens, out)
+            attend(step.q, layer, step.block_tables, out)
     for shorter in (0, 1, 30):
         lens.copy_(step.context_lens - shorter)
         out.fill_(torch.nan)

@@ -12,7 +12,7 @@ from engine.backends.cuda.dtypes import dtype_code
 from engine.backends.cuda.errors import UnsupportedShapeError
 
 _POINTERS = (
-    "q", "kv", "block_tables", "context_lens", "splits", "run_start", "run_first", "sinks",
+    "q", "kv", "block_tables", "splits", "run_start", "run_first", "sinks",
     "out", "partial_out", "partial_stats", "tickets",
 )  # fmt: skip
 _PARAMS = np.dtype(
@@ -53,7 +53,7 @@ class AttentionDecode:
 
     `plan` runs once a step, on the device; every layer of the step then calls `__call__`.
     All calls of one instance must be on one stream. A captured graph may be replayed with new
-    contents of the same block_tables and context_lens.
+    contents of the same block_tables and context_lens, if it captured the plan too.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class AttentionDecode:
         def buffer(*size: int) -> torch.Tensor:
             return torch.zeros(size, dtype=torch.int32, device=pool.device)
 
-        self._splits = buffer(splits, 4)
+        self._splits = buffer(splits, 8)
         self._run_start = buffer(self._runs + 1)
-        self._run_first = buffer(self._runs, 4)
+        self._run_first = buffer(self._runs, 8)
         self._partial_out = torch.empty(rows, head_dim, dtype=torch.float32, device=pool.device)
         self._partial_stats = torch.empty(rows, 2, dtype=torch.float32, device=pool.device)
         self._tickets = buffer(limits.batch * kv_heads)
@@ -140,7 +140,6 @@ class AttentionDecode:
         q: torch.Tensor,
         layer: int,
         block_tables: torch.Tensor,
-        context_lens: torch.Tensor,
         out: torch.Tensor,
         *,
         scale: float | None = None,
@@ -152,7 +151,6 @@ class AttentionDecode:
         Args:
             q: [B * queries, H, D], the pool's dtype, contiguous.
             block_tables: int32[B, max_blocks], pad -1.
-            context_lens: int32[B], the values that were planned.
             out: like q; a request with context 0 gets zeros.
             scale: of the scores; None: 1/sqrt(D).
             soft_cap: scores become cap * tanh(score / cap); 0: off.
@@ -176,7 +174,6 @@ class AttentionDecode:
             q.data_ptr(),
             self._pool.data_ptr() + layer * layer_rows * head_dim * 2,
             block_tables.data_ptr(),
-            context_lens.data_ptr(),
             self._splits.data_ptr(),
             self._run_start.data_ptr(),
             self._run_first.data_ptr(),

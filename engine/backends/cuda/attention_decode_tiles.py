@@ -12,6 +12,8 @@ MAX_QUERIES = 8
 MAX_GROUP = 16
 MAX_STAGES = 12
 BARRIER_BYTES = 24  # of each stage
+UNIT_BYTES = 32 + 24  # a unit's description and barriers
+PENDING_BYTES = 256
 RESERVED_BYTES = 1024  # of shared memory, that CUDA takes for each block
 
 
@@ -135,9 +137,16 @@ def _fit(shape: DecodeShape, device: DeviceFacts, tile: int, blocks: int, tma: b
     key_groups = consumers // row_tiles
     panels = -(-shape.head_dim // 64)
     stage_bytes = 2 * panels * tile * 128 + BARRIER_BYTES
-    query_bytes = consumers * panels * 2048 if rows > 8 and (shape.head_dim == 256 or rows == 128) else 0
-    merge_floats = key_groups * rows * (shape.head_dim + 8) if key_groups > 1 else rows * MAX_SPLITS
-    fixed = query_bytes + merge_floats * 4 + key_groups * rows * 8 + 16
+    slots = 4 if rows <= 8 else 2 if rows <= 64 else 1
+    query_bytes = panels * (row_tiles * 16 if rows > 8 else 8) * 128
+    merge_bytes = key_groups * rows * (shape.head_dim + 8) * 4 if key_groups > 1 else 0
+    fixed = (
+        slots * (query_bytes + UNIT_BYTES)
+        + merge_bytes
+        + key_groups * rows * 8
+        + (consumers + 1) * MAX_SPLITS * 4
+        + PENDING_BYTES
+    )
     room = min(device.shared_bytes_per_block, device.shared_bytes_per_sm // blocks - RESERVED_BYTES) - fixed
     stages = min(room // stage_bytes, MAX_STAGES)
     if stages < max(2, key_groups):  # a key group must never wait a whole ring ahead

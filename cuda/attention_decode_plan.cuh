@@ -1,0 +1,102 @@
+// attention_decode: the work map, made on the device once a step.
+#pragma once
+#include "attention_decode_shape.cuh"
+
+struct Plan {
+  int start, length, size, first_split, count;
+
+  __device__ Plan(int context, int queries, int window) {
+    length = context;
+    start = window > 0 ? max(0, context - queries - window + 1) / TILE * TILE : 0;
+    size = split_size(context);
+    first_split = start / size;
+    count = max(1, (context + size - 1) / size - first_split);
+  }
+  __device__ int first(int k) const { return k == 0 ? start : (first_split + k) * size; }
+  __device__ int end(int k) const { return min(length, (first_split + k + 1) * size); }
+  __device__ i64 cost_before(int k) const { return i64(first(k) - start) + i64(k) * kUnitCost; }
+  __device__ i64 cost() const { return i64(length - start) + i64(count) * kUnitCost; }
+};
+
+// Grid 1, block 1024. Writes splits[], run_start[runs + 1] (in units) and run_first[runs].
+extern "C" __global__ void __launch_bounds__(1024)
+    attention_decode_plan(const i32* __restrict__ context_lens, Split* splits, i32* run_start,
+                          Split* run_first, i32 batch, i32 queries, i32 window, i32 kv_heads,
+                          i32 runs) {
+  __shared__ i32 warp_count[32];
+  __shared__ i64 warp_cost[32];
+  __shared__ i32 chunk_base[1024];
+  __shared__ i64 chunk_cost[1024];
+  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
+
+  // Total cost first: the runs' borders depend on it.
+  i64 total = 0;
+  for (int b = tid; b < batch; b += 1024) total += Plan(context_lens[b], queries, window).cost();
+#pragma unroll
+  for (int o = 16; o > 0; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
+  if (lane == 0) warp_cost[warp] = total;
+  __syncthreads();
+  total = warp_cost[lane];
+#pragma unroll
+  for (int o = 16; o > 0; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
+  total *= kv_heads;
+
+  int base = 0;
+  i64 base_cost = 0;
+  for (int chunk = 0; chunk < batch; chunk += 1024) {
+    __syncthreads();
+    const int b = chunk + tid;
+    int count = 0;
+    i64 cost = 0;
+    if (b < batch) {
+      const Plan plan(context_lens[b], queries, window);
+      count = plan.count;
+      cost = plan.cost();
+    }
+    int count_scan = count;
+    i64 cost_scan = cost;
+#pragma unroll
+    for (int o = 1; o < 32; o <<= 1) {
+      const int other = __shfl_up_sync(~0u, count_scan, o);
+      const i64 other_cost = __shfl_up_sync(~0u, cost_scan, o);
+      if (lane >= o) count_scan += other, cost_scan += other_cost;
+    }
+    if (lane == 31) warp_count[warp] = count_scan, warp_cost[warp] = cost_scan;
+    __syncthreads();
+    int before = 0, all = 0;
+    i64 before_cost = 0, all_cost = 0;
+    for (int w = 0; w < 32; ++w) {
+      if (w < warp) before += warp_count[w], before_cost += warp_cost[w];
+      all += warp_count[w], all_cost += warp_cost[w];
+    }
+    chunk_base[tid] = base + before + count_scan - count;
+    chunk_cost[tid] = base_cost + before_cost + cost_scan - cost;
+    __syncthreads();
+
+    for (int r = warp; r < 1024 && chunk + r < batch; r += 32) {
+      const Plan plan(context_lens[chunk + r], queries, window);
+      for (int k = lane; k < plan.count; k += 32) {
+        const int index = chunk_base[r] + k;
+        splits[index] = Split{chunk + r, plan.first(k), plan.end(k), k, plan.count, plan.length, {0, 0}};
+        const i64 unit = i64(plan.end(k) - plan.first(k)) + kUnitCost;
+        i64 low = (chunk_cost[r] + plan.cost_before(k)) * kv_heads;
+        for (int h = 0; h < kv_heads; ++h, low += unit) {
+          // Run i begins where the cost reaches total * i / runs, at the nearer unit border.
+          i64 run = (low * runs + total - 1) / total;
+          for (; run < runs && run * total < (low + unit) * runs; ++run) {
+            const bool nearer_low = 2 * (run * total - low * runs) < unit * runs;
+            run_start[run] = index * kv_heads + h + (nearer_low ? 0 : 1);
+          }
+        }
+      }
+    }
+    base += all;
+    base_cost += all_cost;
+  }
+  if (tid == 0) run_start[runs] = base * kv_heads;
+  __syncthreads();
+  for (int run = tid; run < runs; run += 1024) {
+    const int unit = run_start[run];
+    if (unit < base * kv_heads) run_first[run] = splits[unit / kv_heads];
+  }
+}
