@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from kvtransfer.peer import Peer
 from kvtransfer.sender import Sender
 from services.common.logs import log
 
+_Key = tuple[str, str]
+
 _logger = logging.getLogger(__name__)
 
 
@@ -20,33 +23,49 @@ class PeerLinks:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._known: set[tuple[str, str]] = set()
-        self._refused: set[tuple[str, str]] = set()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._listed: set[_Key] = set()
+        self._opened: set[_Key] = set()
+        self._refused: set[_Key] = set()
+        self._tasks: dict[_Key, asyncio.Task[None]] = {}
 
     def update(self, receivers: Sequence[kv_pb2.KvPeer]) -> None:
         """Open new ones in the background; forget those that no gateway lists any more."""
         listed = {(peer.worker_id, peer.incarnation): peer for peer in receivers}
-        for key in self._known - listed.keys():
-            self._known.discard(key)
+        # A link that a request opened is kept until its receiver was listed and then left.
+        for key in self._listed - listed.keys():
+            self._opened.discard(key)
             self._sender.forget(*key)
-        self._refused &= listed.keys()
-        for key in listed.keys() - self._known:
-            self._known.add(key)
-            task = asyncio.create_task(self._open(key, listed[key]))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+        self._listed = set(listed)
+        self._refused &= self._listed
+        for key in listed.keys() - self._opened - self._tasks.keys():
+            task = asyncio.create_task(self._open_ahead(key, listed[key]))
+            self._tasks[key] = task
+            task.add_done_callback(functools.partial(self._forget_task, key))
+
+    async def open(self, peer: Peer) -> None:
+        """Open the link to a receiver, off the event loop, unless it is open.
+
+        Raises:
+            KvTransferError: see Sender.connect.
+        """
+        key = (peer.worker_id, peer.incarnation)
+        if key not in self._opened:
+            transport = await asyncio.to_thread(self._sender.connect, peer)
+            self._opened.add(key)
+            log(_logger, logging.INFO, "link to receiver", receiver=key[0], transport=transport)
 
     async def close(self) -> None:
         """Wait for links that are being opened."""
-        await asyncio.gather(*self._opening, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def _open(self, key: tuple[str, str], message: kv_pb2.KvPeer) -> None:
+    def _forget_task(self, key: _Key, task: asyncio.Task[None]) -> None:
+        del self._tasks[key]
+
+    async def _open_ahead(self, key: _Key, message: kv_pb2.KvPeer) -> None:
         try:
-            transport = await asyncio.to_thread(self._sender.connect, Peer.from_proto(message))
+            await self.open(Peer.from_proto(message))
         except KvTransferError as error:
             # The next beat tries again; one line in the log is enough.
-            self._known.discard(key)
             if key not in self._refused:
                 self._refused.add(key)
                 log(
@@ -57,5 +76,3 @@ class PeerLinks:
                     incarnation=key[1],
                     error=str(error),
                 )
-        else:
-            log(_logger, logging.INFO, "link to receiver", receiver=key[0], transport=transport)

@@ -189,21 +189,10 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
                 )
 
     async def _begin(self, target: kv_pb2.KvTarget) -> OutboundTransfer:
-        """Open the transfer, off the loop: the link to a new peer may have to be made."""
-        opening = asyncio.get_running_loop().run_in_executor(
-            None,
-            self._sender.begin,
-            Peer.from_proto(target.peer),
-            target.transfer_id,
-            target.epoch,
-            [list(blocks.ids) for blocks in target.block_ids],
-            target.lease_ms / 1000,
-        )
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_abandon)
-            raise
+        peer = Peer.from_proto(target.peer)
+        await self._peers.open(peer)
+        block_ids = [list(blocks.ids) for blocks in target.block_ids]
+        return self._sender.begin(peer, target.transfer_id, target.epoch, block_ids, target.lease_ms / 1000)
 
     def _first_token(self, run: PrefillRun, sampled: Sampled, received_s: float) -> prefill_pb2.FirstToken:
         event = sampled.event
@@ -230,8 +219,3 @@ def _unexpected(news: Sampled | HandedOver | BatonError) -> BatonError:
     if isinstance(news, BatonError):
         return news
     return BatonError(ErrorReason.INTERNAL, f"{type(news).__name__} out of order")
-
-
-def _abandon(opening: asyncio.Future[OutboundTransfer]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().fail(ErrorReason.CANCELLED.name, "the gateway ended the call")
