@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.detach and not args.detached:
         return _detach(args.arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     run = runs.Run()
     cluster: LocalCluster | None = None
