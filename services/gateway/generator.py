@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from services.gateway.admission import Admission
@@ -27,8 +28,7 @@ class Generator:
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
-        clock = asyncio.get_running_loop().time
-        self.registry = Registry(config.served_name, config.beat_interval_ms / 1000, clock)
+        self.registry = Registry(config.served_name, config.beat_interval_ms / 1000, time.monotonic)
         self.model = ServedModel(config.served_name, config.model_dir, self.registry)
         self.admission = Admission(config.max_in_flight, config.max_queue)
         self.metrics = GatewayMetrics(self.registry, self.admission)
@@ -57,8 +57,8 @@ class Generator:
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests and wait until those in flight have ended, or the time is up."""
         self.admission.is_draining = True
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while self.admission.in_flight and asyncio.get_running_loop().time() < deadline:
+        deadline = time.monotonic() + timeout_s
+        while self.admission.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +54,7 @@ class Request:
         token_ids: the prompt.
         sampling: as workers get it: max_tokens and seed set.
         stop: strings that end the answer.
-        received: time of receipt, of the event loop's clock, seconds.
+        received: time of receipt, time.monotonic(), seconds.
         deadline: when it must be done, same clock.
         text_s: time spent on rendering and tokenizing, seconds.
     """
@@ -116,8 +116,7 @@ async def prepare(
     Raises:
         BatonError: INVALID_ARGUMENT (names field and limit), NO_WORKER.
     """
-    clock = asyncio.get_running_loop().time
-    received = clock()
+    received = time.monotonic()
     limits = model.limits()
     if len(request_id) > MAX_ID_CHARS:
         raise bad_field("request_id", f"at most {MAX_ID_CHARS} characters, got {len(request_id)}")
@@ -126,9 +125,9 @@ async def prepare(
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         raise bad_field("priority", f"must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}")
     check_sampling(sampling, vocab_size=limits.vocab_size, prefix=prefix)
-    started = clock()
+    started = time.monotonic()
     token_ids = await tokenize(model, source)
-    text_s = clock() - started
+    text_s = time.monotonic() - started
     max_tokens = _check_length(token_ids, sampling, limits, source.field, prefix)
     key = new_id()
     return Request(

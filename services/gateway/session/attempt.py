@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from baton.v1.kv_pb2 import KvTarget
 from baton.v1.prefill_pb2 import FirstToken, HandedOver, PrefillRequest, PrefillResponse
 from baton.v1.sampling_pb2 import FinishReason, TokenLogprobs
 from services.common.errors import BatonError, ErrorReason
+from services.common.logs import log
 from services.gateway.request import Request
 from services.gateway.session.cluster import Cluster, Hold, WorkerKey
 from services.gateway.session.link import WorkerLink
@@ -33,6 +35,8 @@ from services.gateway.session.recovery import (
 
 _STREAM_OPEN_S = 2.0
 _SETTLE_S = 1.0
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Attempt:
         self._target: KvTarget | None = None
         self._epoch = 0
         self._is_on_decode = False
+        self._has_begun = False
         self._full_prefill: set[WorkerKey] = set()
         self._tokens: list[Token] = []
         self._early: list[Token] = []
@@ -294,6 +299,7 @@ class Attempt:
             )
             for i, token_id in enumerate(event.token_ids)
         ]
+        self._has_begun = self._has_begun or bool(tokens)
         # Two connections have no common order: decode's tokens wait for prefill's first.
         (self._tokens if self.first is not None else self._early).extend(tokens)
 
@@ -311,11 +317,28 @@ class Attempt:
             self._prefill_failure = event.error or BatonError(
                 ErrorReason.INTERNAL, f"prefill worker {self.prefill_worker!r} ended without a token"
             )
-        elif event.error is not None and self._target is not None and self._is_on_decode:
-            # The first token is out, but decode may not have the blocks, and cannot be asked.
-            assert self._prefill is not None
-            self._recovery.blame(self._prefill.worker, event.error)
-            self._failure = event.error
+        elif event.error is not None and self._target is not None:
+            self._fail_handoff(event.error)
+
+    def _fail_handoff(self, error: BatonError) -> None:
+        """Judge a prefill that failed after its first token: harmless if decode has begun.
+
+        Else decode may not have the blocks and cannot be asked, so the attempt is over.
+        """
+        assert self._prefill is not None
+        log(
+            _logger,
+            logging.WARNING,
+            "hand-off not acknowledged",
+            request_id=self._request.request_id,
+            worker=self.prefill_worker,
+            reason=error.reason.name,
+            error=error.message,
+            decode_has_begun=self._has_begun,
+        )
+        if not self._has_begun:
+            self._recovery.blame(self._prefill.worker, error)
+            self._failure = error
 
     async def _recover_prefill(self, error: BatonError) -> None:
         """Let another worker fill the same reservation, under the next epoch."""

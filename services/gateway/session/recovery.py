@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -79,7 +80,7 @@ class Recovery:
 
     def remaining_s(self) -> float:
         """Return the time until the deadline. BatonError: it has passed."""
-        remaining = self._deadline - asyncio.get_running_loop().time()
+        remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise deadline_error()
         return remaining

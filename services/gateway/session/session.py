@@ -14,8 +14,8 @@ lost one would have drawn. Tokens that never reached the client are drawn again.
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 
 from baton.v1.inference_pb2 import Delta, Finished, Handoff, Started, Timing, Usage
@@ -54,8 +54,7 @@ class Session:
         self._recovery = recovery
         self._metrics = metrics
         self._answer = Answer(request, model.tokenizer)
-        self._clock = asyncio.get_running_loop().time
-        self._admitted = self._clock()
+        self._admitted = time.monotonic()
         self._attempt: Attempt | None = None
         self._cached_tokens: int | None = None
         self._queue_s: float | None = None
@@ -114,7 +113,7 @@ class Session:
         tokens = await attempt.next()
         self._reserved()
         self._recovery.progress()
-        now = self._clock()
+        now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
             self._metrics.ttft.observe(now - self.request.received)
@@ -129,7 +128,7 @@ class Session:
     def _reserved(self) -> None:
         """Leave the queue, at the first reservation (or the first token, if none was needed)."""
         if self._queue_s is None:
-            self._queue_s = self._clock() - self._admitted
+            self._queue_s = time.monotonic() - self._admitted
             self._metrics.queue.observe(self._queue_s)
             self._ticket.run()
 
@@ -146,7 +145,7 @@ class Session:
             timing=Timing(
                 queue_s=self._queue_s or 0.0,
                 ttft_s=(self._first_at or received) - received,
-                total_s=self._clock() - received,
+                total_s=time.monotonic() - received,
             ),
         )
         if attempt.decode_worker:
@@ -184,7 +183,7 @@ class Session:
 
     def _record(self) -> None:
         """Count the request and log how it went."""
-        total_s = self._clock() - self.request.received
+        total_s = time.monotonic() - self.request.received
         num_tokens = len(self._answer.token_ids)
         metrics = self._metrics
         metrics.requests.labels(self._outcome).inc()
