@@ -39,6 +39,8 @@ class LocalCluster:
     Args:
         model: a directory, a GGUF file, or a name that baton.models fetches.
         prefill, decode: how many workers of each kind.
+        model_name: name to serve it under; empty: the last part of `model`.
+        tokenizer: directory with tokenizer.json; empty: beside the model.
         host: where the gateway listens; workers listen on loopback.
         grpc_port, http_port: of the gateway; 0: a free one.
         gateway_args, prefill_args, decode_args: more flags for each service of that kind.
@@ -57,6 +59,7 @@ class LocalCluster:
         decode: int = 1,
         *,
         model_name: str = "",
+        tokenizer: str = "",
         host: str = LOOPBACK,
         grpc_port: int = 0,
         http_port: int = 0,
@@ -71,7 +74,9 @@ class LocalCluster:
         self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="baton-"))
         self.workers: list[ServiceProcess] = []
         self.model_name = model_name or Path(model).name
-        self._model = str(models.resolve(model))
+        self._model = models.resolve(model)
+        beside = self._model if self._model.is_dir() else self._model.parent
+        self._tokenizer = Path(tokenizer).expanduser() if tokenizer else beside
         self._counts: dict[WorkerRole, int] = {"prefill": prefill, "decode": decode}
         self._args = {"gateway": gateway_args, "prefill": prefill_args, "decode": decode_args}
         self._host = host
@@ -180,16 +185,16 @@ class LocalCluster:
     def _gateway_flags(self) -> list[str]:
         grpc_port, http_port = self._ports
         ports = ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
-        return ["--host", self._host, *ports, *self._model_flags(), *self._args["gateway"]]
+        return ["--host", self._host, *ports, *self._model_flags(self._tokenizer), *self._args["gateway"]]
 
-    def _model_flags(self) -> list[str]:
-        return ["--model", self._model, "--model-name", self.model_name]
+    def _model_flags(self, model: Path) -> list[str]:
+        return ["--model", str(model), "--model-name", self.model_name]
 
     def _spawn_worker(self, role: WorkerRole, args: Sequence[str] = ()) -> ServiceProcess:
         name = f"{role}-{self._numbers[role]}"
         self._numbers[role] += 1
         flags = ["--gateway", self.gateway_address, "--worker-id", name, "--host", LOOPBACK, "--port", "0"]
-        worker = self._spawn(name, role, [*flags, *self._model_flags(), *self._args[role], *args])
+        worker = self._spawn(name, role, [*flags, *self._model_flags(self._model), *self._args[role], *args])
         self.workers.append(worker)
         return worker
 

@@ -47,6 +47,7 @@ def add_cluster_flags(options: Options) -> None:
     options.value("--decode", "1", "decode workers", at_least(1), "N")
     options.value("--model", models.DEFAULT_MODEL, "directory, GGUF file, or name of a model to fetch")
     options.value("--model-name", "", "name to serve it under (default: the last part of --model)")
+    options.value("--tokenizer", "", "directory with tokenizer.json (default: --model's)", metavar="DIR")
     for kind in ("gateway", "prefill", "decode"):
         options.value(f"--{kind}-args", "", f"more flags for `baton serve {kind}`, in quotes", shlex.split)
 
@@ -90,6 +91,7 @@ def start_cluster(
             args.prefill,
             args.decode,
             model_name=args.model_name,
+            tokenizer=args.tokenizer,
             host=host,
             grpc_port=grpc_port,
             http_port=http_port,

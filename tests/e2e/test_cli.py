@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from baton import Client, LocalCluster
+from baton import Client, LocalCluster, models
 from baton.cli.demo import QUESTION
 from baton.errors import CancelledError, ClusterError, InvalidRequestError, NotFoundError, RequestError
 from baton.v1.inference_pb2 import Delta
@@ -257,6 +257,19 @@ def test_a_service_that_cannot_start_is_named(tmp_path: Path, model_dir: Path) -
     with pytest.raises(ClusterError, match=r"(?s)decode-0 .* ended with status 2.*--block-size") as caught:
         LocalCluster(str(model_dir), decode_args=["--block-size", "lots"], run_dir=tmp_path).start()
     assert str(tmp_path / "decode-0.log") in str(caught.value)
+
+
+def test_a_gguf_file_is_served_with_a_tokenizer_from_elsewhere(model_dir: Path, tmp_path: Path) -> None:
+    gguf = models.packaged_file(models.SOURCES[models.DEFAULT_MODEL])
+    with (
+        LocalCluster(
+            str(gguf), tokenizer=str(model_dir), model_name="quantized", run_dir=tmp_path
+        ) as cluster,
+        Client(cluster.gateway_address) as client,
+    ):
+        question = [{"role": "user", "content": QUESTION}]
+        answer = client.complete(messages=question, model="quantized", max_tokens=12, temperature=0.0)
+    assert "Paris" in answer.text
 
 
 def test_workers_come_and_go(model_dir: Path, tmp_path: Path) -> None:
