@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from baton.v1.inference_pb2 import Delta
 from baton.v1.sampling_pb2 import FinishReason
 from services.gateway.request import Request
-from services.gateway.session.attempt import Token
+from services.gateway.session.events import Token
 from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.stop import StopStrings
 from services.gateway.text.tokenizer import Tokenizer

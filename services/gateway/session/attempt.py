@@ -15,16 +15,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from baton.v1.decode_pb2 import ReserveRequest, TokenEvent
 from baton.v1.kv_pb2 import KvTarget
-from baton.v1.prefill_pb2 import FirstToken, HandedOver, PrefillRequest, PrefillResponse
-from baton.v1.sampling_pb2 import FinishReason, TokenLogprobs
+from baton.v1.prefill_pb2 import FirstToken, HandedOver, PrefillRequest
+from baton.v1.sampling_pb2 import FinishReason
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
 from services.gateway.request import Request
 from services.gateway.session.cluster import Cluster, Hold, WorkerKey
+from services.gateway.session.events import AttemptEvent, PrefillEvent, StreamBroken, Token, tokens_of
 from services.gateway.session.link import WorkerLink
 from services.gateway.session.recovery import (
     FULL_REASONS,
@@ -37,31 +37,6 @@ _STREAM_OPEN_S = 2.0
 _SETTLE_S = 1.0
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A generated token; `finish_reason` is set (not 0) if it is the last."""
-
-    token_id: int
-    logprobs: TokenLogprobs | None
-    finish_reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class _PrefillEvent:
-    """What a prefill under `epoch` said; neither response nor error: it ended well."""
-
-    epoch: int
-    response: PrefillResponse | None = None
-    error: BatonError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Broken:
-    """The decode worker's stream broke."""
-
-    error: BatonError
 
 
 class Attempt:
@@ -86,7 +61,7 @@ class Attempt:
         self._token_ids = token_ids
         self._max_new = request.sampling.max_tokens - (len(token_ids) - len(request.token_ids))
         self._id = f"{request.key}-{number}"
-        self._mailbox: asyncio.Queue[_PrefillEvent | _Broken | TokenEvent] = asyncio.Queue()
+        self._mailbox: asyncio.Queue[AttemptEvent] = asyncio.Queue()
         self._holds: list[Hold] = []
         self._decode: WorkerLink | None = None
         self._prefill: WorkerLink | None = None
@@ -171,9 +146,9 @@ class Attempt:
 
     def on_broken(self, error: BatonError) -> None:
         """Take note that the step stream broke (StepSink)."""
-        self._mailbox.put_nowait(_Broken(error))
+        self._mailbox.put_nowait(StreamBroken(error))
 
-    async def _receive(self) -> _PrefillEvent | _Broken | TokenEvent:
+    async def _receive(self) -> AttemptEvent:
         try:
             async with asyncio.timeout(self._recovery.remaining_s()):
                 return await self._mailbox.get()
@@ -261,22 +236,22 @@ class Attempt:
             async with contextlib.aclosing(link.prefill(request, self._recovery.remaining_s())) as responses:
                 async for response in responses:
                     hold.release()
-                    self._mailbox.put_nowait(_PrefillEvent(epoch, response))
+                    self._mailbox.put_nowait(PrefillEvent(epoch, response))
         except BatonError as failure:
             error = failure
         finally:
             hold.release()
-        self._mailbox.put_nowait(_PrefillEvent(epoch, error=error))
+        self._mailbox.put_nowait(PrefillEvent(epoch, error=error))
 
-    def _take(self, event: _PrefillEvent | _Broken | TokenEvent) -> None:
+    def _take(self, event: AttemptEvent) -> None:
         match event:
             case TokenEvent():
                 self._take_step(event)
-            case _Broken():
+            case StreamBroken():
                 assert self._decode is not None
                 self._recovery.avoid.add(self._decode.worker.key)
                 self._failure = event.error
-            case _PrefillEvent() if event.epoch == self._epoch:
+            case PrefillEvent() if event.epoch == self._epoch:
                 self._take_prefill(event)
 
     def _take_step(self, event: TokenEvent) -> None:
@@ -287,23 +262,16 @@ class Attempt:
             return
         if event.finish_reason:
             self._is_on_decode = False
-        last = len(event.token_ids) - 1
-        if event.finish_reason == FinishReason.FINISH_REASON_CANCELLED or (event.finish_reason and last < 0):
+        is_dropped = event.finish_reason == FinishReason.FINISH_REASON_CANCELLED
+        if is_dropped or (event.finish_reason and not event.token_ids):
             self._failure = BatonError(ErrorReason.CANCELLED, "the decode worker dropped the request")
             return
-        tokens = [
-            Token(
-                token_id,
-                event.logprobs[i] if i < len(event.logprobs) else None,
-                event.finish_reason if i == last else FinishReason.FINISH_REASON_UNSPECIFIED,
-            )
-            for i, token_id in enumerate(event.token_ids)
-        ]
+        tokens = tokens_of(event)
         self._has_begun = self._has_begun or bool(tokens)
         # Two connections have no common order: decode's tokens wait for prefill's first.
         (self._tokens if self.first is not None else self._early).extend(tokens)
 
-    def _take_prefill(self, event: _PrefillEvent) -> None:
+    def _take_prefill(self, event: PrefillEvent) -> None:
         response = event.response
         if response is not None and response.HasField("first_token"):
             first = self.first = response.first_token

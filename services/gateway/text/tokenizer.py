@@ -19,8 +19,6 @@ _SENTENCE_PIECE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 class Tokenizer:
     """A tokenizer.json.
 
-    Attributes:
-        vocab_size: ids that the tokenizer knows, added tokens included; the model's may be larger.
     Raises:
         ValueError: the file is missing, corrupt, or has a decoder that is not supported; names it.
     """
@@ -36,7 +34,6 @@ class Tokenizer:
             raise ValueError(f"model: {path} cannot be read: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._is_byte_level = _is_byte_level(decoder, path)

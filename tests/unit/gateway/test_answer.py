@@ -5,7 +5,7 @@ import pytest
 from baton.v1.sampling_pb2 import FinishReason, SamplingParams
 from services.gateway.request import Request
 from services.gateway.session.answer import Answer
-from services.gateway.session.attempt import Token
+from services.gateway.session.events import Token
 from services.gateway.text.tokenizer import Tokenizer
 from tests.support.byte_tokenizer import EOS, ids_of, write_byte_tokenizer
 
