@@ -16,6 +16,8 @@ from engine.backends.cpu.jit import device_function, kernel
 from engine.backends.cpu.prefetch import prefetch
 
 SPLIT_TOKENS = 256
+# Tokens, over rows and KV heads, that one thread attends to in about 20 µs.
+SMALL_WORK = 1536
 LINE_FLOATS = 16
 
 
@@ -140,9 +142,44 @@ def _merge(partials: FloatArray, out: FloatArray) -> None:
             out[g * head_dim + i] /= total
 
 
+@device_function
+def _run_item(
+    item: int,
+    q: FloatArray,
+    blocks: FloatArray,
+    layer: int,
+    tables: IntArray,
+    first_tokens: IntArray,
+    context_lens: IntArray,
+    work: IntArray,
+    scale: np.float32,
+    partials: FloatArray,
+    out: FloatArray,
+) -> None:
+    """One split of one row for one KV head; a row with a single split is finished here."""
+    group = q.shape[1] // blocks.shape[3]
+    # Neighbouring items go to one thread: the heads of a row are spread over all of them.
+    entry, kv_head = item % work.shape[0], item // work.shape[0]
+    row, split = work[entry, 0], work[entry, 1]
+    begin = first_tokens[row] // SPLIT_TOKENS
+    start = max(first_tokens[row], (begin + split) * SPLIT_TOKENS)
+    stop = min(context_lens[row], (begin + split + 1) * SPLIT_TOKENS)
+    queries = q[row, kv_head * group : (kv_head + 1) * group]
+    scores = np.empty((group, SPLIT_TOKENS), np.float32)
+    partial = partials[row, split, kv_head]
+    _attend(queries, blocks, layer, tables[row], kv_head, start, stop, scale, partial, scores)
+    if (context_lens[row] - 1) // SPLIT_TOKENS == begin:
+        _merge(partials[row, :1, kv_head], _columns(out[row], kv_head, group * q.shape[2]))
+
+
+@device_function
+def _columns(out: FloatArray, kv_head: int, width: int) -> FloatArray:
+    return out[kv_head * width : (kv_head + 1) * width]
+
+
 @kernel(
     "void(f4[:, :, ::1], f4[:, :, :, :, :, ::1], i8, i4[:, ::1], i4[::1], i4[::1], i4[:, ::1], f4,"
-    " f4[:, :, :, :, ::1], f4[:, ::1])"
+    " f4[:, :, :, :, ::1], f4[:, ::1], b1)"
 )
 def attention_decode(
     q: FloatArray,
@@ -155,30 +192,27 @@ def attention_decode(
     scale: np.float32,
     partials: FloatArray,
     out: FloatArray,
+    is_small: bool,
 ) -> None:
     """Attend from B queries.
 
-    q [B, H, D]; tables [B, max_blocks]; row b sees tokens
-    first_tokens[b] .. context_lens[b] - 1; work [W, 2] lists (row, split), all splits of a row;
-    partials [B, max_splits, H_kv, G, D + 2] is scratch; out [B, H * D].
+    q [B, H, D]; tables [B, max_blocks]; row b sees tokens first_tokens[b] .. context_lens[b] - 1;
+    work [W, 2] lists (row, split), all splits of a row; partials [B, max_splits, H_kv, G, D + 2] is
+    scratch; out [B, H * D]; is_small: not worth waking other threads.
     """
     num_kv_heads = blocks.shape[3]
-    group = q.shape[1] // num_kv_heads
-    for item in prange(work.shape[0] * num_kv_heads):
-        # Neighbouring items go to one thread: spread the heads of a row over both halves.
-        entry, kv_head = item % work.shape[0], item // work.shape[0]
-        row, split = work[entry, 0], work[entry, 1]
-        begin = first_tokens[row] // SPLIT_TOKENS
-        start = max(first_tokens[row], (begin + split) * SPLIT_TOKENS)
-        stop = min(context_lens[row], (begin + split + 1) * SPLIT_TOKENS)
-        queries = q[row, kv_head * group : (kv_head + 1) * group]
-        scores = np.empty((group, SPLIT_TOKENS), np.float32)
-        _attend(
-            queries, blocks, layer, tables[row], kv_head, start, stop, scale,
-            partials[row, split, kv_head], scores,
-        )  # fmt: skip
-    for item in prange(q.shape[0] * num_kv_heads):
-        row, kv_head = item // num_kv_heads, item % num_kv_heads
+    num_items = work.shape[0] * num_kv_heads
+    if is_small:
+        for item in range(num_items):
+            _run_item(item, q, blocks, layer, tables, first_tokens, context_lens, work, scale, partials, out)
+    else:
+        for item in prange(num_items):
+            _run_item(item, q, blocks, layer, tables, first_tokens, context_lens, work, scale, partials, out)
+    if partials.shape[1] == 1:
+        return
+    width = out.shape[1] // num_kv_heads
+    for row in range(q.shape[0]):
         num_splits = (context_lens[row] - 1) // SPLIT_TOKENS - first_tokens[row] // SPLIT_TOKENS + 1
-        width = group * q.shape[2]
-        _merge(partials[row, :num_splits, kv_head], out[row, kv_head * width : (kv_head + 1) * width])
+        if num_splits > 1:
+            for kv_head in range(num_kv_heads):
+                _merge(partials[row, :num_splits, kv_head], _columns(out[row], kv_head, width))

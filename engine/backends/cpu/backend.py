@@ -13,7 +13,7 @@ from engine.backends.base import Activation, AttentionShape, KVPool, PackedLinea
 from engine.backends.batch import BatchMetadata
 from engine.backends.cpu import rms_norm as rms_norm_kernels
 from engine.backends.cpu.arrays import FloatArray
-from engine.backends.cpu.attention_decode import attention_decode
+from engine.backends.cpu.attention_decode import SMALL_WORK, attention_decode
 from engine.backends.cpu.attention_prefill import (
     causal_softmax,
     fold_queries,
@@ -158,6 +158,7 @@ class CpuBackend:
             np.float32(shape.scale),
             step.partials(work, shape),
             out.numpy(),
+            work.num_tokens * shape.num_kv_heads <= SMALL_WORK,
         )
 
     def attention_prefill(

@@ -7,14 +7,23 @@ from numba import prange
 
 from engine.backends.cpu.arrays import FloatArray
 from engine.backends.cpu.exponential import exp32
-from engine.backends.cpu.jit import kernel
+from engine.backends.cpu.jit import SERIAL_ROWS, device_function, kernel
+
+
+@device_function
+def _gated_silu_row(gate_up: FloatArray, out: FloatArray) -> None:
+    width = out.shape[0]
+    for i in range(width):
+        gate = gate_up[i]
+        out[i] = gate / (np.float32(1.0) + exp32(-gate)) * gate_up[width + i]
 
 
 @kernel("void(f4[:, ::1], f4[:, ::1])")
 def gated_silu(gate_up: FloatArray, out: FloatArray) -> None:
     """gate_up [T, 2 F] -> out [T, F] = gate / (1 + exp(-gate)) * up."""
-    width = out.shape[1]
-    for t in prange(out.shape[0]):
-        for i in range(width):
-            gate = gate_up[t, i]
-            out[t, i] = gate / (np.float32(1.0) + exp32(-gate)) * gate_up[t, width + i]
+    if out.shape[0] < SERIAL_ROWS:
+        for t in range(out.shape[0]):
+            _gated_silu_row(gate_up[t], out[t])
+    else:
+        for t in prange(out.shape[0]):
+            _gated_silu_row(gate_up[t], out[t])

@@ -23,6 +23,10 @@ R = TypeVar("R")
 # Enough to vectorise sums and to fuse multiply-add; infinities and NaN keep their meaning.
 _FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
+# Fewer rows than this are run by the calling thread: waking the others costs more (about 10 µs each
+# where OpenMP's threads sleep between regions, as they must when processes share the cores).
+SERIAL_ROWS = 16
+
 config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from engine.backends.cpu.arrays import FloatArray
-from engine.backends.cpu.jit import device_function, kernel
+from engine.backends.cpu.jit import SERIAL_ROWS, device_function, kernel
 
 
 @device_function
@@ -19,11 +19,21 @@ def _rms_norm_row(x: FloatArray, weight: FloatArray, eps: np.float32, out: Float
         out[i] = x[i] * factor * weight[i]
 
 
+@device_function
+def _add(x: FloatArray, residual: FloatArray) -> None:
+    for i in range(x.shape[0]):
+        residual[i] += x[i]
+
+
 @kernel("void(f4[:, ::1], f4[::1], f4, f4[:, ::1])")
 def rms_norm(x: FloatArray, weight: FloatArray, eps: np.float32, out: FloatArray) -> None:
     """x [T, E] -> out [T, E]."""
-    for t in prange(x.shape[0]):
-        _rms_norm_row(x[t], weight, eps, out[t])
+    if x.shape[0] < SERIAL_ROWS:
+        for t in range(x.shape[0]):
+            _rms_norm_row(x[t], weight, eps, out[t])
+    else:
+        for t in prange(x.shape[0]):
+            _rms_norm_row(x[t], weight, eps, out[t])
 
 
 @kernel("void(f4[:, ::1], f4[:, ::1], f4[::1], f4, f4[:, ::1])")
@@ -31,7 +41,11 @@ def add_rms_norm(
     x: FloatArray, residual: FloatArray, weight: FloatArray, eps: np.float32, out: FloatArray
 ) -> None:
     """residual += x; out = norm of residual. All [T, E]."""
-    for t in prange(x.shape[0]):
-        for i in range(x.shape[1]):
-            residual[t, i] += x[t, i]
-        _rms_norm_row(residual[t], weight, eps, out[t])
+    if x.shape[0] < SERIAL_ROWS:
+        for t in range(x.shape[0]):
+            _add(x[t], residual[t])
+            _rms_norm_row(residual[t], weight, eps, out[t])
+    else:
+        for t in prange(x.shape[0]):
+            _add(x[t], residual[t])
+            _rms_norm_row(residual[t], weight, eps, out[t])

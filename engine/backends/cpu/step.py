@@ -20,11 +20,13 @@ class DecodeWork:
         first_tokens: int32[B], first token that each row sees.
         work: int32[W, 2], (row, split), all splits of a row side by side.
         max_splits: most splits of a row.
+        num_tokens: seen over all rows.
     """
 
     first_tokens: IntArray
     work: IntArray
     max_splits: int
+    num_tokens: int
 
 
 class CpuStep:
@@ -61,4 +63,4 @@ def _decode_work(context_lens: IntArray, window: int | None) -> DecodeWork:
     starts = np.cumsum(splits) - splits
     index = np.arange(len(rows), dtype=np.int32) - np.repeat(starts, splits)
     work = np.stack((rows, index.astype(np.int32)), axis=1)
-    return DecodeWork(first.astype(np.int32), work, int(splits.max()))
+    return DecodeWork(first.astype(np.int32), work, int(splits.max()), int((context_lens - first).sum()))
