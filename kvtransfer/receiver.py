@@ -206,8 +206,10 @@ class Receiver:
         self._fences.when_clear(transfer_id, partial(self._finish_release, future))
 
     def _finish_release(self, future: Future[None]) -> None:
-        self._releases.discard(future)
-        future.set_result(None)
+        # A fence that falls after close() finds its future failed already.
+        if future in self._releases:
+            self._releases.remove(future)
+            future.set_result(None)
 
     def _on_frame(self, route: Route, raw: Payload, payload: Payload) -> None:
         try:
