@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvtransfer.links import DirectWriter
 
@@ -17,7 +17,7 @@ NUM_COPY_THREADS = 2
 
 
 class Copier:
-    """Runs copy jobs on threads of its own."""
+    """Runs copy jobs on threads of its own, which may wait: for a GPU, or for a chunk's compute."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -54,28 +54,30 @@ class WriteGate:
 
     Attributes:
         deadline: on the sender's clock, seconds; 0 until the receiver grants the first write.
+        batch_blocks: blocks that one `write` may take.
     """
 
     def __init__(self, writer: DirectWriter, clock: Callable[[], float]) -> None:
         self.deadline = 0.0
+        self.batch_blocks = writer.batch_blocks
         self._writer = writer
         self._clock = clock
         self._idle = threading.Condition()
         self._num_writing = 0
         self._closed = False
 
-    def write(self, group: int, target_block_id: int, source_block_id: int) -> bool:
-        """Copy one block, unless it is too late.
+    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> bool:
+        """Copy one batch of blocks, unless it is too late.
 
         Returns:
-            Whether the block was copied.
+            Whether the blocks were copied.
         """
         with self._idle:
             if self._closed or self._clock() >= self.deadline:
                 return False
             self._num_writing += 1
         try:
-            self._writer.write(group, target_block_id, source_block_id)
+            self._writer.write(group, target_block_ids, source_block_ids)
         finally:
             with self._idle:
                 self._num_writing -= 1

@@ -4,6 +4,7 @@ KvTransferError
 ├── InvalidTransferError           an argument is out of range; nothing was changed
 ├── ClosedError                    the sender or receiver was closed
 ├── SharedMemoryError              a shared-memory file cannot be made or mapped
+├── CudaError                      GPU memory cannot be had, exported or opened
 ├── PeerError                      a peer cannot be used
 │   ├── InvalidPeerError           its description is malformed
 │   ├── FingerprintMismatchError   its blocks have another layout
@@ -40,6 +41,10 @@ class ClosedError(KvTransferError):
 
 class SharedMemoryError(KvTransferError):
     """A shared-memory file cannot be made or mapped; the message names it and the sizes."""
+
+
+class CudaError(KvTransferError):
+    """GPU memory cannot be had, exported or opened; the message says whose and why."""
 
 
 class PeerError(KvTransferError):

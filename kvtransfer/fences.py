@@ -25,6 +25,8 @@ class Fence:
         liveness: name of its liveness file.
         deadline: when its lease is out, on the receiver's clock, seconds.
         stop_at: when to tell it (again), likewise.
+        settle_s: how long its writes may go on after its process died, seconds.
+        dead: its process was seen dead.
     """
 
     transfer_id: str
@@ -33,6 +35,8 @@ class Fence:
     liveness: str
     deadline: float
     stop_at: float
+    settle_s: float = 0.0
+    dead: bool = False
 
 
 class Fences:
@@ -73,9 +77,12 @@ class Fences:
     def tick(self, now: float) -> None:
         """Take down the fences of writers whose lease is out or whose process is dead."""
         for fence in [fence for epochs in self._fences.values() for fence in epochs.values()]:
-            if now >= fence.deadline or not owner_is_alive(fence.liveness):
+            if not fence.dead and not owner_is_alive(fence.liveness):
+                fence.dead = True
+                fence.deadline = min(fence.deadline, now + fence.settle_s)
+            if now >= fence.deadline:
                 self._take_down(fence)
-            elif now >= fence.stop_at:
+            elif not fence.dead and now >= fence.stop_at:
                 fence.stop_at = now + _STOP_AGAIN_S
                 self._send_stop(fence)
 

@@ -10,6 +10,12 @@ from pathlib import Path
 SHM_DIR = Path("/dev/shm")
 
 
+def pid_namespace() -> int:
+    """Name this process's PID namespace by its inode; 0 where the kernel has none."""
+    path = Path("/proc/self/ns/pid")
+    return path.stat().st_ino if path.exists() else 0
+
+
 def host_id() -> str:
     """Name this machine and its shared-memory mount.
 

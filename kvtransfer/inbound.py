@@ -6,8 +6,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from kvtransfer.block_store import BlockStore
 from kvtransfer.errors import MalformedFrameError
 from kvtransfer.events import Arrived, Committed, Failed, LeaseExpired, ReceiverEvent
 from kvtransfer.fences import Fence, Fences
@@ -15,8 +14,10 @@ from kvtransfer.frames import ANSWERED, Header, Kind, Payload
 from kvtransfer.links import Route
 from kvtransfer.locked_file import is_valid_name
 from kvtransfer.payloads import OpenFacts, RejectReason, decode_reason, encode_reason
-from kvtransfer.region import Blocks
-from kvtransfer.select import DIRECT
+from kvtransfer.select import CUDA_IPC, DIRECT
+
+# A GPU may finish the copies that a killed process had queued: two batches, milliseconds.
+GPU_SETTLE_S = 0.25
 
 
 class Drop(enum.StrEnum):
@@ -47,7 +48,7 @@ class Surroundings:
     """What an attempt needs of its receiver.
 
     Attributes:
-        blocks: the receiver's memory, uint8[num_blocks, block_bytes], one array a group.
+        blocks: the receiver's memory, one store a group.
         transports: those accepted.
         window_blocks: BLOCK frames that may be under way.
         clock: seconds, monotonic.
@@ -57,7 +58,7 @@ class Surroundings:
         drop: counts an ignored frame.
     """
 
-    blocks: list[Blocks]
+    blocks: list[BlockStore]
     transports: Sequence[str]
     window_blocks: int
     clock: Callable[[], float]
@@ -137,7 +138,10 @@ class InboundTransfer:
         if self._route is None or not was_live:
             return
         now = self._around.clock()
-        fence = Fence(self.transfer_id, self.epoch, self._route, self._facts.liveness, self._deadline, now)
+        settle_s = GPU_SETTLE_S if self._facts.transport == CUDA_IPC else 0.0
+        fence = Fence(
+            self.transfer_id, self.epoch, self._route, self._facts.liveness, self._deadline, now, settle_s
+        )
         if self._facts.transport in DIRECT and self._granted:
             self._around.fences.put_up(fence)
         else:
@@ -204,7 +208,7 @@ class InboundTransfer:
         group, first, count = header.group, header.first_index, header.count
         if group >= len(self._placed) or not 1 <= count <= len(self._placed[group]) - first:
             raise MalformedFrameError(f"blocks {first}+{count} of group {group} were never reserved")
-        placed, block_bytes = self._placed[group], self._around.blocks[group].shape[1]
+        placed, block_bytes = self._placed[group], self._around.blocks[group].block_bytes
         if any(placed[first : first + count]):
             self._around.drop(Drop.DUPLICATE, f"blocks {first}+{count} of {self.transfer_id!r}")
         else:
@@ -213,8 +217,7 @@ class InboundTransfer:
                     raise MalformedFrameError(
                         f"{count} blocks in {len(payload)} bytes, not 1 in {block_bytes}"
                     )
-                target = self._around.blocks[group][self._block_ids[group][first]]
-                np.copyto(target, np.frombuffer(payload, dtype=np.uint8))
+                self._around.blocks[group].write(self._block_ids[group][first], payload)
             placed[first : first + count] = b"\1" * count
             self._num_placed += count
             self._num_bytes += count * block_bytes

@@ -5,7 +5,7 @@ Each belongs to one `IoLoop`: its methods and its callbacks run on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kvtransfer.frames import Payload
@@ -42,10 +42,19 @@ class Link(Protocol):
 
 
 class DirectWriter(Protocol):
-    """Writes straight into a receiver's blocks; used by the copy threads, several at once."""
+    """Writes straight into a receiver's blocks; used by the copy threads, several at once.
 
-    def write(self, group: int, target_block_id: int, source_block_id: int) -> None:
-        """Copy one block; it is in place when this returns."""
+    Attributes:
+        batch_blocks: blocks that one `write` may take at most, >= 1; small enough that nobody
+            minds waiting for them.
+    """
+
+    batch_blocks: int
+
+    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> None:
+        """Copy blocks, pair by pair; they are in place when this returns, and none is being
+        written when it raises.
+        """
 
     def close(self) -> None:
         """Give up the receiver's memory."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from kvtransfer.errors import (
 from kvtransfer.frames import MAX_CONTROL_BYTES, Header, Kind, Payload
 from kvtransfer.lease import SenderLease
 from kvtransfer.payloads import OpenFacts, decode_reason, encode_reason
+from kvtransfer.runs import PushedRun
 
 if TYPE_CHECKING:
     from kvtransfer.peer_link import PeerLink
@@ -53,23 +54,6 @@ class _State(enum.Enum):
     COMMITTING = enum.auto()
     ABORTING = enum.auto()
     DONE = enum.auto()
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Blocks of one push: position `first_index + i` comes from `source_block_ids[i]`."""
-
-    group: int
-    first_index: int
-    source_block_ids: tuple[int, ...]
-
-    def split(self, num_pieces: int) -> list[_Run]:
-        """Cut into at most so many pieces, none empty."""
-        size = -(-len(self.source_block_ids) // num_pieces)
-        return [
-            _Run(self.group, self.first_index + start, self.source_block_ids[start : start + size])
-            for start in range(0, len(self.source_block_ids), size)
-        ]
 
 
 class OutboundTransfer:
@@ -104,7 +88,7 @@ class OutboundTransfer:
         self._closing = False
         self._state = _State.OPENING
         self._gate = WriteGate(link.writer, link.clock) if link.writer is not None else None
-        self._queue: deque[_Run] = deque()
+        self._queue: deque[PushedRun] = deque()
         self._num_queued = 0
         self._num_sent = 0
         self._num_bytes = 0
@@ -114,13 +98,23 @@ class OutboundTransfer:
         self._commit_called_at = 0.0
         self._room_since = link.clock()
 
-    def push(self, group: int, first_index: int, src_block_ids: Sequence[int]) -> None:
+    def push(
+        self,
+        group: int,
+        first_index: int,
+        src_block_ids: Sequence[int],
+        ready: Callable[[], object] | None = None,
+    ) -> None:
         """Send blocks; positions may come in any order, each at most once.
 
         Args:
             group: index of the region.
             first_index: position of the first block in the transfer's block ids.
             src_block_ids: blocks of the sender's region; must not change until `done`.
+            ready: returns once the blocks are computed; called on a copy thread, perhaps twice at
+                a time, so it must let go of the GIL and must return in the end (a CUDA event's
+                synchronize does; made with blocking sync it does not spin). What it raises fails
+                the transfer. None: they are computed already.
         Raises:
             InvalidTransferError: out of range, already pushed, or after commit() or fail().
         """
@@ -133,7 +127,7 @@ class OutboundTransfer:
             raise InvalidTransferError(
                 "first_index", f"blocks {first_index} to {end} of {len(pushed)} in group {group}"
             )
-        num_source_blocks = len(self._link.sources[group])
+        num_source_blocks = self._link.sources[group].num_blocks
         for block_id in src_block_ids:
             if not 0 <= block_id < num_source_blocks:
                 raise InvalidTransferError("src_block_ids", f"{block_id} is not below {num_source_blocks}")
@@ -141,7 +135,8 @@ class OutboundTransfer:
             raise InvalidTransferError("first_index", f"blocks {first_index} to {end} were pushed before")
         pushed[first_index:end] = b"\1" * (end - first_index)
         if src_block_ids:
-            self._link.loop.post(partial(self._enqueue, _Run(group, first_index, tuple(src_block_ids))))
+            run = PushedRun(group, first_index, tuple(src_block_ids), ready)
+            self._link.loop.post(partial(self._enqueue, run))
 
     def commit(self, payload: bytes) -> None:
         """Announce that all is pushed; `done` tells when the receiver has it.
@@ -226,12 +221,24 @@ class OutboundTransfer:
         if self._gate is not None:
             self._gate.close()
 
-    def _enqueue(self, run: _Run) -> None:
+    def _enqueue(self, run: PushedRun) -> None:
+        if self._state in (_State.OPENING, _State.OPEN):
+            self._num_queued += run.num_blocks
+            if self._gate is None and run.ready is not None:
+                self._link.copier.submit(partial(self._await_ready, run))
+            else:
+                self._admit(run)
+
+    def _await_ready(self, run: PushedRun) -> None:
+        """Wait for a run that will travel as frames; on a copy thread."""
+        if self._guard(run.ready):
+            self._link.loop.post(partial(self._admit, replace(run, ready=None)))
+
+    def _admit(self, run: PushedRun) -> None:
         if self._state in (_State.OPENING, _State.OPEN):
             if not self._queue:
                 self._room_since = self._link.clock()
             self._queue.append(run)
-            self._num_queued += len(run.source_block_ids)
             self._pump()
 
     def _begin_commit(self, payload: bytes) -> None:
@@ -262,10 +269,11 @@ class OutboundTransfer:
             return
         if self._gate is not None:
             while self._queue:
-                for piece in self._queue.popleft().split(NUM_COPY_THREADS):
+                run = self._queue.popleft()
+                for piece in run.cut(-(-run.num_blocks // NUM_COPY_THREADS)):
                     self._link.copier.submit(partial(self._copy, self._gate, piece))
-        else:
-            self._send_blocks()
+        elif not self._guard(self._send_blocks):
+            return
         if self._payload is not None and self._num_sent == self._num_queued:
             self._state = _State.COMMITTING
             self._send_commit(0)
@@ -275,38 +283,52 @@ class OutboundTransfer:
             run = self._queue.popleft()
             room = self._limit - self._num_sent
             for offset, block_id in enumerate(run.source_block_ids[:room]):
-                block = self._link.sources[run.group][block_id]
-                self._send(Kind.BLOCK, block.data, run.group, run.first_index + offset, 1)
-                self._num_bytes += block.nbytes
-            sent = min(room, len(run.source_block_ids))
+                block = self._link.sources[run.group].read(block_id)
+                self._send(Kind.BLOCK, block, run.group, run.first_index + offset, 1)
+                self._num_bytes += len(block)
+            sent = min(room, run.num_blocks)
             self._num_sent += sent
-            if sent < len(run.source_block_ids):
-                self._queue.appendleft(_Run(run.group, run.first_index + sent, run.source_block_ids[sent:]))
+            if sent < run.num_blocks:
+                self._queue.appendleft(run.part(sent, run.num_blocks))
 
-    def _copy(self, gate: WriteGate, run: _Run) -> None:
+    def _copy(self, gate: WriteGate, run: PushedRun) -> None:
         """Write one run into the receiver's blocks; on a copy thread."""
-        post = self._link.loop.post
-        try:
-            for offset, block_id in enumerate(run.source_block_ids):
-                if not gate.write(run.group, self._block_ids[run.group][run.first_index + offset], block_id):
-                    post(self._come_too_late)
+
+        def write() -> None:
+            if run.ready is not None:
+                run.ready()
+            targets = self._block_ids[run.group]
+            for batch in run.cut(gate.batch_blocks):
+                first = batch.first_index
+                batch_targets = targets[first : first + batch.num_blocks]
+                if not gate.write(run.group, batch_targets, batch.source_block_ids):
+                    self._link.loop.post(self._come_too_late)
                     return
+            self._link.loop.post(partial(self._placed, run))
+
+        self._guard(write)
+
+    def _guard(self, function: Callable[[], object] | None) -> bool:
+        """Call; if that fails, so does the transfer. On any thread."""
+        try:
+            if function is not None:
+                function()
         except Exception as error:
-            post(partial(self._give_up, TransferError(f"a block could not be written: {error!r}")))
-            return
-        post(partial(self._placed, run))
+            failure = TransferError(f"a block could not be read or written: {error!r}")
+            self._link.loop.post(partial(self._give_up, failure))
+            return False
+        return True
 
     def _come_too_late(self) -> None:
         if self._state is _State.OPEN:
             self._expire()
 
-    def _placed(self, run: _Run) -> None:
+    def _placed(self, run: PushedRun) -> None:
         if self._state is not _State.OPEN:
             return
-        num_blocks = len(run.source_block_ids)
-        self._num_sent += num_blocks
-        self._num_bytes += num_blocks * self._link.sources[run.group].shape[1]
-        self._send(Kind.PLACED, b"", run.group, run.first_index, num_blocks)
+        self._num_sent += run.num_blocks
+        self._num_bytes += run.num_blocks * self._link.sources[run.group].block_bytes
+        self._send(Kind.PLACED, b"", run.group, run.first_index, run.num_blocks)
         self._pump()
 
     def _renew(self, now: float) -> None:

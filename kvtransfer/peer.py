@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from baton.v1 import kv_pb2
 from kvtransfer.errors import InvalidPeerError
 from kvtransfer.frames import MAX_INCARNATION_BYTES
-from kvtransfer.region import RegionFacts
+from kvtransfer.region import CudaExport, RegionFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +41,7 @@ class Peer:
             endpoint=self.endpoint,
             transports=self.transports,
             curve_public_key=self.curve_public_key,
-            regions=[
-                kv_pb2.KvRegion(
-                    group=region.group,
-                    block_bytes=region.block_bytes,
-                    num_blocks=region.num_blocks,
-                    device=region.device,
-                    fingerprint=region.fingerprint,
-                    shm_name=region.shm_name,
-                )
-                for region in self.regions
-            ],
+            regions=[_region_to_proto(region) for region in self.regions],
         )
 
     @classmethod
@@ -73,15 +63,47 @@ class Peer:
                 raise InvalidPeerError(
                     f"regions[{region.group!r}]: {region.num_blocks} blocks of {region.block_bytes} bytes"
                 )
+            if len(region.cuda_ipc_handle) not in (0, CudaExport.HANDLE_BYTES):
+                raise InvalidPeerError(
+                    f"regions[{region.group!r}].cuda_ipc_handle: {len(region.cuda_ipc_handle)} bytes, "
+                    f"not {CudaExport.HANDLE_BYTES}"
+                )
         return cls(
             worker_id=message.worker_id,
             incarnation=message.incarnation,
             host_id=message.host_id,
             endpoint=message.endpoint,
             transports=tuple(message.transports),
-            regions=tuple(
-                RegionFacts(r.group, r.block_bytes, r.num_blocks, r.device, r.fingerprint, r.shm_name)
-                for r in message.regions
-            ),
+            regions=tuple(_region_from_proto(region) for region in message.regions),
             curve_public_key=message.curve_public_key,
         )
+
+
+def _region_to_proto(region: RegionFacts) -> kv_pb2.KvRegion:
+    message = kv_pb2.KvRegion(
+        group=region.group,
+        block_bytes=region.block_bytes,
+        num_blocks=region.num_blocks,
+        device=region.device,
+        fingerprint=region.fingerprint,
+        shm_name=region.shm_name,
+    )
+    if region.export is not None:
+        message.cuda_ipc_handle = region.export.handle
+        message.pid = region.export.pid
+        message.pid_namespace = region.export.pid_namespace
+    return message
+
+
+def _region_from_proto(message: kv_pb2.KvRegion) -> RegionFacts:
+    handle = message.cuda_ipc_handle
+    export = CudaExport(handle, message.pid, message.pid_namespace) if handle else None
+    return RegionFacts(
+        message.group,
+        message.block_bytes,
+        message.num_blocks,
+        message.device,
+        message.fingerprint,
+        message.shm_name,
+        export,
+    )

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from kvtransfer.block_store import BlockStore
 from kvtransfer.copier import Copier
 from kvtransfer.errors import FrameError, InvalidTransferError, KvTransferError, ReceiverGoneError
 from kvtransfer.frames import Header, Kind, Payload, decode, encode
@@ -13,7 +14,6 @@ from kvtransfer.io_loop import IoLoop
 from kvtransfer.links import DirectWriter, Link
 from kvtransfer.outbound import OutboundTransfer
 from kvtransfer.peer import Peer
-from kvtransfer.region import Blocks
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class PeerLink:
         peer: the receiver.
         transport: how blocks travel.
         loop, clock, copier: the sender's.
-        sources: the sender's blocks, one array a group.
+        sources: the sender's blocks, one store a group.
         writer: for a transport that writes directly; None: blocks travel as frames.
         liveness_name: of the sender's liveness file; empty if there is no writer.
         drops: frames ignored, by why.
@@ -38,7 +38,7 @@ class PeerLink:
         loop: IoLoop,
         clock: Callable[[], float],
         copier: Copier,
-        sources: Sequence[Blocks],
+        sources: Sequence[BlockStore],
         writer: DirectWriter | None,
         liveness_name: str,
     ) -> None:
@@ -118,4 +118,4 @@ class PeerLink:
             self._wire.close(linger_ms)
             self._wire = None
         if self.writer is not None:
-            self.writer.close()
+            self.copier.submit(self.writer.close)  # which may have to wait for a GPU

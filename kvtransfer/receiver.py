@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
+from kvtransfer.block_store import open_blocks
 from kvtransfer.errors import ClosedError, CorruptFrameError, InvalidTransferError, MalformedFrameError
 from kvtransfer.events import ReceiverEvent
 from kvtransfer.fake import FakeListener
@@ -103,7 +104,7 @@ class Receiver:
             max_bytes = max(largest, MAX_CONTROL_BYTES) + HEADER_BYTES
             self._listener = ZmqListener(bind, advertise_host, max_bytes)
         self._around = Surroundings(
-            [region.blocks() for region in regions],
+            [open_blocks(region) for region in regions],
             tuple(transports),
             max(_MIN_WINDOW_BLOCKS, window_bytes // largest),
             clock,
@@ -178,6 +179,8 @@ class Receiver:
                 future.set_exception(ClosedError("the receiver was closed"))
             self._releases.clear()
             self._listener.close()
+            for store in self._around.blocks:
+                store.close()
             self._around.blocks.clear()
 
         if self._loop.post(stop_all):

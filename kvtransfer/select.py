@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from kvtransfer.errors import TransportUnavailableError
 from kvtransfer.peer import Peer
 from kvtransfer.region import CPU
 
+CUDA_IPC = "cuda_ipc"
 SHARED_MEMORY = "shared_memory"
 ZMQ_TCP = "zmq_tcp"
 FAKE = "fake"
-KNOWN = (SHARED_MEMORY, ZMQ_TCP, FAKE)
+KNOWN = (CUDA_IPC, SHARED_MEMORY, ZMQ_TCP, FAKE)
 # Those whose sender writes into the receiver's memory itself, and so must be fenced (ADR 2).
-DIRECT = frozenset({SHARED_MEMORY})
+DIRECT = frozenset({CUDA_IPC, SHARED_MEMORY})
 
 FAKE_SCHEME = "fake://"
 TCP_SCHEME = "tcp://"
@@ -49,17 +48,18 @@ def unfit(name: str, sender: Peer, receiver: Peer) -> str:
     scheme = FAKE_SCHEME if name == FAKE else TCP_SCHEME
     if not receiver.endpoint.startswith(scheme):
         return f"the receiver's endpoint {receiver.endpoint!r} is not {scheme}"
-    if foreign := _devices_off_cpu((sender, receiver)):
-        return f"moves host memory only, but there are regions on {', '.join(foreign)}"
+    devices = {region.device for peer in (sender, receiver) for region in peer.regions}
+    # Whether the handles open, and on which host they are, shows when the link is opened: GPU
+    # memory must not take the slow way only because containers share too little, so that is a
+    # failure and a fallback, not a choice.
+    if name == CUDA_IPC and CPU in devices:
+        return "moves GPU memory only, but there are regions on cpu"
     if name == SHARED_MEMORY:
+        if foreign := sorted(devices - {CPU}):
+            return f"moves host memory only, but there are regions on {', '.join(foreign)}"
         if sender.host_id != receiver.host_id:
             return f"the receiver is on host {receiver.host_id!r}, this is {sender.host_id!r}"
         private = [region.group for region in receiver.regions if not region.shm_name]
         if private:
             return f"the receiver's memory of {private} is private"
     return ""
-
-
-def _devices_off_cpu(peers: Sequence[Peer]) -> list[str]:
-    devices = {region.device for peer in peers for region in peer.regions}
-    return sorted(devices - {CPU})

@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from kvtransfer.block_store import open_blocks
 from kvtransfer.copier import Copier
 from kvtransfer.errors import (
     ClosedError,
+    CudaError,
     InvalidTransferError,
     ReceiverGoneError,
     SharedMemoryError,
@@ -33,7 +35,7 @@ from kvtransfer.peer import Peer
 from kvtransfer.peer_link import PeerLink
 from kvtransfer.region import Region, check_same_layout
 from kvtransfer.reservation import check_reservation
-from kvtransfer.select import FAKE, SHARED_MEMORY, select_transports
+from kvtransfer.select import CUDA_IPC, FAKE, SHARED_MEMORY, select_transports
 from kvtransfer.shared_memory import SharedMemoryWriter
 from kvtransfer.zmq_tcp import ZmqLink
 
@@ -67,7 +69,7 @@ class Sender:
             clock: seconds, monotonic; for tests.
         """
         self._regions = tuple(regions)
-        self._sources = [region.blocks() for region in regions]
+        self._sources = [open_blocks(region) for region in regions]
         self._me = Peer(
             worker_id, incarnation, host_id(), "", tuple(transports), tuple(r.facts for r in regions)
         )
@@ -149,7 +151,8 @@ class Sender:
         self._context.term()
         if self._liveness is not None:
             self._liveness.close()
-        self._sources.clear()
+        for store in self._sources:
+            store.close()
 
     def _link(self, peer: Peer) -> PeerLink:
         key = (peer.worker_id, peer.incarnation)
@@ -170,7 +173,7 @@ class Sender:
         for name in fitting if self._allow_fallback else fitting[:1]:
             try:
                 return self._open_with(name, peer)
-            except (SharedMemoryError, InvalidTransferError) as error:
+            except (CudaError, SharedMemoryError, InvalidTransferError) as error:
                 logger.warning("transport %s to worker %s does not open: %s", name, peer.worker_id, error)
                 failures.append(f"{name}: {error}")
         raise TransportUnavailableError(
@@ -180,8 +183,11 @@ class Sender:
     def _open_with(self, name: str, peer: Peer) -> PeerLink:
         writer: DirectWriter | None = None
         liveness_name = ""
-        if name == SHARED_MEMORY:
-            writer = SharedMemoryWriter(self._sources, peer.regions)
+        if name == CUDA_IPC:
+            writer = self._open_cuda(peer)
+        elif name == SHARED_MEMORY:
+            writer = SharedMemoryWriter([region.blocks() for region in self._regions], peer.regions)
+        if writer is not None:
             if self._liveness is None:
                 self._liveness = LockedFile("alive")
             liveness_name = self._liveness.name
@@ -190,6 +196,17 @@ class Sender:
         )
         self._loop.call(lambda: self._attach_wire(link))
         return link
+
+    def _open_cuda(self, peer: Peer) -> DirectWriter:
+        # Imported here because a process without GPU memory must not need CuPy.
+        from kvtransfer.cuda_ipc import CudaIpcWriter
+
+        if peer.host_id != self._me.host_id:
+            raise CudaError(
+                f"the receiver is on host {peer.host_id!r}, this is {self._me.host_id!r} "
+                "(containers of one host must share /dev/shm: docker --ipc)"
+            )
+        return CudaIpcWriter(self._regions, peer.regions)
 
     # What follows runs on the loop.
 

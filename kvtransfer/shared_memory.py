@@ -100,6 +100,8 @@ def attach_shared(facts: RegionFacts) -> Blocks:
 class SharedMemoryWriter:
     """Copies blocks into a receiver's pool; a `DirectWriter`."""
 
+    batch_blocks = 1
+
     def __init__(self, sources: Sequence[Blocks], receiver_regions: Sequence[RegionFacts]) -> None:
         """Map the receiver's regions.
 
@@ -109,9 +111,11 @@ class SharedMemoryWriter:
         self._sources = list(sources)
         self._targets = [attach_shared(facts) for facts in receiver_regions]
 
-    def write(self, group: int, target_block_id: int, source_block_id: int) -> None:
-        """Copy one block; in place when this returns. Lets go of the GIL meanwhile."""
-        np.copyto(self._targets[group][target_block_id], self._sources[group][source_block_id])
+    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> None:
+        """Copy blocks; in place when this returns. Lets go of the GIL meanwhile."""
+        targets, sources = self._targets[group], self._sources[group]
+        for target, source in zip(target_block_ids, source_block_ids, strict=True):
+            np.copyto(targets[target], sources[source])
 
     def close(self) -> None:
         """Give up the mappings."""

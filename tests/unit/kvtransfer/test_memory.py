@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from kvtransfer.errors import InvalidTransferError, SharedMemoryError
 from kvtransfer.fences import Fence, Fences
 from kvtransfer.host import SHM_DIR, host_id
 from kvtransfer.locked_file import LockedFile, owner_is_alive, path_of, sweep_stale
-from kvtransfer.region import Region
+from kvtransfer.region import DeviceMemory, Region
 from kvtransfer.shared_memory import SharedMemoryWriter, allocate_shared, attach_shared
 
 
@@ -100,10 +101,11 @@ def test_a_writer_sees_the_owners_blocks() -> None:
     region = Region("g", 5000, 4, "cpu", "f", shared.memory, shared.name)
     source = np.random.default_rng(0).integers(0, 256, (3, 5000), dtype=np.uint8)
     writer = SharedMemoryWriter([source], [region.facts])
-    writer.write(0, 2, 1)
+    writer.write(0, [2, 3], [1, 0])
     blocks = region.blocks()
     assert np.array_equal(blocks[2], source[1])
-    assert not blocks[[0, 1, 3]].any()
+    assert np.array_equal(blocks[3], source[0])
+    assert not blocks[:2].any()
     writer.close()
     del blocks
     shared.close()
@@ -115,6 +117,13 @@ def test_regions_check_their_sizes() -> None:
             Region("g", block_bytes, num_blocks, "cpu", "f", memoryview(memory))
     with pytest.raises(InvalidTransferError, match="contiguous"):
         Region("g", 2, 2, "cpu", "f", memoryview(bytearray(8))[::2])
+    gpu = DeviceMemory(4096, 8, 0)
+    assert Region("g", 2, 2, "cuda:x", "f", gpu).facts.export is None
+    with pytest.raises(InvalidTransferError, match="8 bytes given, 9"):
+        Region("g", 3, 3, "cuda:x", "f", gpu)
+    for device, memory in (("cpu", gpu), ("cuda:x", memoryview(bytes(4)))):
+        with pytest.raises(InvalidTransferError, match=r"region\.device"):
+            Region("g", 2, 2, device, "f", memory)
 
 
 def test_the_host_has_one_name() -> None:
@@ -123,15 +132,17 @@ def test_the_host_has_one_name() -> None:
 
 
 class RecordingWriter:
+    batch_blocks = 2
+
     def __init__(self) -> None:
-        self.written: list[tuple[int, int, int]] = []
+        self.written: list[tuple[int, list[int], list[int]]] = []
         self.entered, self.leave = threading.Event(), threading.Event()
         self.leave.set()
 
-    def write(self, group: int, target_block_id: int, source_block_id: int) -> None:
+    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> None:
         self.entered.set()
         assert self.leave.wait(5)
-        self.written.append((group, target_block_id, source_block_id))
+        self.written.append((group, [*target_block_ids], [*source_block_ids]))
 
     def close(self) -> None:
         pass
@@ -140,16 +151,16 @@ class RecordingWriter:
 def test_the_gate_opens_with_the_grant_and_closes_at_the_deadline() -> None:
     now, writer = [10.0], RecordingWriter()
     gate = WriteGate(writer, lambda: now[0])
-    assert not gate.write(0, 1, 2)
+    assert not gate.write(0, [1], [2])
     gate.deadline = 11.0
-    assert gate.write(0, 1, 2)
+    assert gate.write(0, [1], [2])
     now[0] = 11.0
-    assert not gate.write(0, 3, 4)
+    assert not gate.write(0, [3], [4])
     gate.deadline = 12.0
-    assert gate.write(0, 5, 6)
+    assert gate.write(0, [5, 1], [6, 2])
     gate.close()
-    assert not gate.write(0, 7, 8)
-    assert writer.written == [(0, 1, 2), (0, 5, 6)]
+    assert not gate.write(0, [7], [8])
+    assert writer.written == [(0, [1], [2]), (0, [5, 1], [6, 2])]
 
 
 def test_closing_the_gate_waits_for_the_block_being_copied() -> None:
@@ -157,7 +168,7 @@ def test_closing_the_gate_waits_for_the_block_being_copied() -> None:
     gate = WriteGate(writer, lambda: 0.0)
     gate.deadline = 1.0
     writer.leave.clear()
-    copy = threading.Thread(target=gate.write, args=(0, 1, 2))
+    copy = threading.Thread(target=gate.write, args=(0, [1], [2]))
     copy.start()
     assert writer.entered.wait(5)
     close = threading.Thread(target=gate.close)
@@ -167,7 +178,7 @@ def test_closing_the_gate_waits_for_the_block_being_copied() -> None:
     writer.leave.set()
     close.join(5)
     copy.join(5)
-    assert writer.written == [(0, 1, 2)]
+    assert writer.written == [(0, [1], [2])]
 
 
 def test_a_fence_falls_by_answer_by_lease_or_by_death() -> None:
@@ -193,3 +204,21 @@ def test_a_fence_falls_by_answer_by_lease_or_by_death() -> None:
     fences.tick(20.0)  # epoch 3 by its process
     assert not fences
     assert done == ["none stood", "another's", "all fell"]
+
+
+def test_a_dead_gpu_writers_copies_may_settle() -> None:
+    sent: list[int] = []
+    fences = Fences(lambda fence: sent.append(fence.epoch))
+    alive = LockedFile("test")
+    fences.put_up(Fence("t", 1, b"route", alive.name, deadline=50.0, stop_at=10.0, settle_s=0.25))
+    fences.put_up(Fence("u", 2, b"route", alive.name, deadline=12.1, stop_at=10.0, settle_s=0.25))
+    fences.tick(11.0)
+    alive.close()
+    fences.tick(12.0)
+    assert sent == [1, 2, 1, 2]  # the dead are told nothing
+    assert fences.stands("t")
+    fences.tick(12.1)
+    assert fences.stands("t")
+    assert not fences.stands("u")
+    fences.tick(12.25)
+    assert not fences

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from kvtransfer.errors import LeaseExpiredError, ReceiverGoneError
+from kvtransfer.errors import LeaseExpiredError, ReceiverGoneError, TransferError
 from kvtransfer.frames import Header, Kind
 from kvtransfer.outbound import OutboundTransfer
 
@@ -22,8 +21,9 @@ class Wire:
     def __init__(self) -> None:
         self.now = 100.0
         self.sent: list[Header] = []
-        self.writer = SimpleNamespace(write=lambda *block: None)
-        self.sources = [np.zeros((4, 8), dtype=np.uint8)]
+        self.writer = SimpleNamespace(write=lambda *batch: self.written.append(batch), batch_blocks=2)
+        self.written: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+        self.sources = [SimpleNamespace(num_blocks=4, block_bytes=8)]
         self.peer = SimpleNamespace(incarnation="r1", endpoint="tcp://host:1")
         self.transport, self.liveness_name = "shared_memory", "baton-alive-1-aa"
         self.loop = self.copier = self
@@ -89,6 +89,26 @@ def test_nothing_is_written_before_the_grant_nor_after_the_lease(
     assert [header.kind for header in wire.sent] == [Kind.OPEN, Kind.PLACED, Kind.FAIL]
     with pytest.raises(LeaseExpiredError):
         transfer.done.result(0)
+
+
+def test_a_batch_is_no_larger_than_the_writer_takes(wire: Wire, transfer: OutboundTransfer) -> None:
+    ready: list[int] = []
+    answer(transfer, Kind.GRANT, 1)
+    transfer.push(0, 0, [3, 2, 1, 0], ready=lambda: ready.append(len(wire.written)))
+    assert wire.written == [(0, (0, 1), (3, 2)), (0, (2, 3), (1, 0))]
+    assert ready == [0, 1]  # before what it is for
+    assert [(header.first_index, header.count) for header in wire.sent[1:]] == [(0, 2), (2, 2)]
+
+
+def test_blocks_that_are_never_computed_fail_the_transfer(wire: Wire, transfer: OutboundTransfer) -> None:
+    def never() -> None:
+        raise RuntimeError("the GPU is lost")
+
+    answer(transfer, Kind.GRANT, 1)
+    transfer.push(0, 0, [0], ready=never)
+    with pytest.raises(TransferError, match="the GPU is lost"):
+        transfer.done.result(0)
+    assert not wire.written
 
 
 def test_it_renews_often_enough_and_commits_again(wire: Wire, transfer: OutboundTransfer) -> None:

@@ -6,13 +6,13 @@ import pytest
 
 from kvtransfer.errors import FingerprintMismatchError, InvalidPeerError, TransportUnavailableError
 from kvtransfer.peer import Peer
-from kvtransfer.region import RegionFacts, check_same_layout
+from kvtransfer.region import CudaExport, RegionFacts, check_same_layout
 from kvtransfer.select import select_transports
 
 PRIVATE = RegionFacts("attention", 100, 10, "cpu", "fp")
 SHARED = replace(PRIVATE, shm_name="baton-pool-1-aa")
-CUDA = replace(PRIVATE, device="cuda:GPU-1")
-ALL = ("shared_memory", "zmq_tcp", "fake")
+CUDA = replace(PRIVATE, device="cuda:GPU-1", export=CudaExport(bytes(64), 7, 8))
+ALL = ("cuda_ipc", "shared_memory", "zmq_tcp", "fake")
 
 SENDER = Peer("prefill-0", "s1", "host-a", "", ALL, (PRIVATE,))
 RECEIVER = Peer("decode-0", "r1", "host-a", "tcp://10.0.0.1:5555", ALL, (SHARED,))
@@ -28,6 +28,15 @@ RECEIVER = Peer("decode-0", "r1", "host-a", "tcp://10.0.0.1:5555", ALL, (SHARED,
         (SENDER, replace(RECEIVER, regions=(PRIVATE,)), ("zmq_tcp",)),
         (SENDER, replace(RECEIVER, regions=(SHARED, PRIVATE)), ("zmq_tcp",)),
         (SENDER, replace(RECEIVER, endpoint="fake://1"), ("fake",)),
+        (SENDER, replace(RECEIVER, regions=(CUDA,)), ("zmq_tcp",)),
+        (replace(SENDER, regions=(CUDA,)), RECEIVER, ("zmq_tcp",)),
+        (replace(SENDER, regions=(CUDA,)), replace(RECEIVER, regions=(CUDA,)), ("cuda_ipc", "zmq_tcp")),
+        # On another host it fails to open, so that TCP is a fallback and not a choice.
+        (
+            replace(SENDER, regions=(CUDA,)),
+            replace(RECEIVER, regions=(CUDA,), host_id="host-b"),
+            ("cuda_ipc", "zmq_tcp"),
+        ),
     ],
 )
 def test_fitting_transports_in_the_senders_order(
@@ -40,7 +49,7 @@ def test_fitting_transports_in_the_senders_order(
     ("sender", "receiver", "reason"),
     [
         (replace(SENDER, transports=()), RECEIVER, "none configured"),
-        (replace(SENDER, transports=("pigeon",)), RECEIVER, "pigeon: unknown; known are shared_memory"),
+        (replace(SENDER, transports=("pigeon",)), RECEIVER, "pigeon: unknown; known are cuda_ipc"),
         (
             replace(SENDER, transports=("shared_memory",)),
             replace(RECEIVER, transports=("zmq_tcp",)),
@@ -58,8 +67,11 @@ def test_fitting_transports_in_the_senders_order(
         ),
         (replace(SENDER, transports=("zmq_tcp",)), replace(RECEIVER, endpoint="fake://1"), "not tcp://"),
         (replace(SENDER, transports=("fake",)), RECEIVER, "not fake://"),
-        (SENDER, replace(RECEIVER, regions=(CUDA,)), "moves host memory only.*cuda:GPU-1"),
-        (replace(SENDER, regions=(CUDA,)), RECEIVER, "moves host memory only"),
+        (
+            replace(SENDER, transports=("shared_memory", "cuda_ipc")),
+            replace(RECEIVER, regions=(CUDA,)),
+            "moves host memory only.*cuda:GPU-1.*moves GPU memory only",
+        ),
     ],
 )
 def test_says_why_none_fits(sender: Peer, receiver: Peer, reason: str) -> None:
@@ -69,7 +81,7 @@ def test_says_why_none_fits(sender: Peer, receiver: Peer, reason: str) -> None:
 
 
 def test_a_peer_survives_the_wire() -> None:
-    peer = replace(RECEIVER, curve_public_key="key")
+    peer = replace(RECEIVER, curve_public_key="key", regions=(SHARED, CUDA))
     assert Peer.from_proto(peer.to_proto()) == peer
 
 
@@ -83,6 +95,7 @@ def test_a_peer_survives_the_wire() -> None:
         (replace(RECEIVER, regions=()), "regions"),
         (replace(RECEIVER, regions=(replace(SHARED, num_blocks=0),)), "regions"),
         (replace(RECEIVER, regions=(replace(SHARED, block_bytes=0),)), "regions"),
+        (replace(RECEIVER, regions=(replace(CUDA, export=CudaExport(b"x", 7, 8)),)), "cuda_ipc_handle"),
     ],
 )
 def test_a_malformed_peer_names_the_field(peer: Peer, field: str) -> None:
