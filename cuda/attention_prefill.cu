@@ -24,6 +24,8 @@ constexpr int kRows = 16 * kRowBlocks * kWarps;
 constexpr int kKeys = 64;
 constexpr int kScores = kKeys / 2;  // accumulators a thread, for each row block
 constexpr int kOuts = kDim / 2;
+// More would hoist loads into registers that are not there.
+constexpr int kUnroll = kDim == 128 && SINKS ? 1 : 2;
 static_assert(kRows % PACK == 0, "a tile holds whole tokens");
 
 __device__ __forceinline__ u32 piece_address(u32 base, int row, int piece) {
@@ -68,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2 - (HEAD_DIM == 256)) at
     const int group_heads = num_heads / PACK;
     const int num_items = plan[0].z * group_heads;
     const int warp_row = warp * 16 * kRowBlocks;
-    const Scale scales = {(SOFT_CAP ? soft_cap : scale) * kLog2e, SOFT_CAP ? 2.0f * kLog2e * scale / soft_cap : 0.0f};
+    const Scale scales = new_scale(scale, soft_cap);
 
     int index = blockIdx.x;
     while (index < num_items) {
@@ -97,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2 - (HEAD_DIM == 256)) at
 #pragma unroll
         for (int r = 0; r < kRowBlocks; ++r) {
             const int row = warp_row + r * 16 + lane / 4;
-            rows[r] = {item.z + row / PACK, item.z + (row + 8) / PACK, kNegInf, kNegInf, 0.0f, 0.0f};
+            rows[r] = new_rows(item.z + row / PACK, item.z + (row + 8) / PACK);
 #pragma unroll
             for (int i = 0; i < kOuts; ++i) o[r][i] = 0.0f;
         }
@@ -114,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2 - (HEAD_DIM == 256)) at
             for (int r = 0; r < kRowBlocks; ++r)
 #pragma unroll
                 for (int i = 0; i < kScores; ++i) s[r][i] = 0.0f;
-#pragma unroll 2  // more would hoist loads into registers that are not there
+#pragma unroll kUnroll
             for (int k = 0; k < kDim / 16; ++k) {
                 u32 a[kRowBlocks][4];
 #pragma unroll
@@ -141,19 +143,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2 - (HEAD_DIM == 256)) at
             for (int r = 0; r < kRowBlocks; ++r) {
                 float alpha0, alpha1;
                 const int column = n * kKeys + quad * 2;
-                if (masked)
-                    softmax<true>(s[r], rows[r], scales, column, window, alpha0, alpha1);
-                else
-                    softmax<false>(s[r], rows[r], scales, column, window, alpha0, alpha1);
-#pragma unroll
-                for (int i = 0; i < kScores / 2; ++i) p[r][i] = pack2<Element>(s[r][2 * i], s[r][2 * i + 1]);
-#pragma unroll
-                for (int i = 0; i < kOuts; i += 4) {
-                    o[r][i] *= alpha0;
-                    o[r][i + 1] *= alpha0;
-                    o[r][i + 2] *= alpha1;
-                    o[r][i + 3] *= alpha1;
-                }
+                const bool moved = masked ? softmax<true>(s[r], rows[r], scales, column, window, alpha0, alpha1)
+                                          : softmax<false>(s[r], rows[r], scales, column, window, alpha0, alpha1);
+                pack(s[r], p[r]);
+                if (moved) rescale(o[r], alpha0, alpha1);
             }
 #pragma unroll
             for (int k = 0; k < kKeys / 16; ++k)
@@ -175,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2 - (HEAD_DIM == 256)) at
             const int row0 = warp_row + r * 16 + lane / 4, row1 = row0 + 8;
             const int t0 = row0 / PACK, t1 = row1 / PACK, h0 = head + row0 % PACK, h1 = head + row1 % PACK;
             float scale0, scale1;
-            finish(rows[r], scales, sinks, h0, h1, scale0, scale1);
+            finish(rows[r], sinks, h0, h1, scale0, scale1);
             store_rows(o[r], scale0, scale1, t0 < valid ? out + (i64(item.y + t0) * num_heads + h0) * kDim : nullptr,
                        t1 < valid ? out + (i64(item.y + t1) * num_heads + h1) * kDim : nullptr, quad);
         }

@@ -12,7 +12,7 @@
 // Grid    one block a multiprocessor, persistent; work items (query tile, group of PACK heads) are taken from a counter.
 // Block   a producer warpgroup (one warp issues TMA) and kConsumers consumer warpgroups of 64 rows each. A query tile is
 //         64 * kConsumers / PACK tokens of PACK query heads that share one KV head.
-// Shared  Q [M, D] + kStages x (K [N, D] + V [N, D]), in 64-element columns, 128-byte swizzle; D = 96 is padded to 128.
+// Shared  kStagesQ x Q [M, D] + kStages x (K [N, D] + V [N, D]), in 64-element columns, 128-byte swizzle; D = 96 is padded to 128.
 // Flow    Consumers take turns at issuing (ping-pong): S of tile n and O += P V of tile n+1 are issued together, then
 //         the softmax of tile n runs under that product and under the other warpgroup's. P never leaves registers.
 // Bound   by the tensor cores for D >= 128 (4 D flops for each visible score), by exp2 for D = 64 (16 a clock).
@@ -22,13 +22,6 @@
 //         Keys past the context are never used: blocks past it are not read, and the rest of its last block is zeroed.
 //         For other architectures this file is empty: the portable kernel is attention_prefill.cu.
 // Source  Shah et al. 2024, "FlashAttention-3", algorithm 2; Dao 2023, "FlashAttention-2" (the online softmax).
-
-#ifndef TILE_N  // keys in a tile
-#define TILE_N (HEAD_DIM == 256 ? 80 : 128)
-#endif
-#ifndef STAGES
-#define STAGES 2
-#endif
 
 #include "attention_prefill.cuh"
 #include "sm90_async.cuh"
@@ -41,16 +34,16 @@ using namespace sm90;
 namespace {
 
 constexpr int kDim = HEAD_DIM;
-constexpr int kColumns = (kDim + 63) / 64;  // of 64 elements
-constexpr int kConsumers = kDim == 64 ? 3 : 2;
+constexpr int kColumns = (kDim + 63) / 64;                   // of 64 elements
+constexpr int kConsumers = kDim == 64 && !SOFT_CAP ? 3 : 2;  // three leave too few registers for a soft cap
 constexpr int kRows = 64 * kConsumers;
 static_assert(kRows % PACK == 0, "a tile holds whole tokens");
-constexpr int kKeys = TILE_N;
-constexpr int kStages = STAGES;
-constexpr int kBoxRows = BLOCK_SIZE % TILE_N == 0 ? TILE_N : (TILE_N % BLOCK_SIZE == 0 ? BLOCK_SIZE : 16);
+constexpr int kKeys = kDim == 256 ? 64 : 128;
+constexpr int kStagesQ = kDim == 256 ? 1 : 2;
+constexpr int kStages = kDim == 64 ? 3 : 2;  // of K, and of V
+constexpr int kBoxRows = BLOCK_SIZE < kKeys ? BLOCK_SIZE : kKeys;
 constexpr int kBoxes = kKeys / kBoxRows;
 static_assert(kBoxes * kColumns <= 32, "one lane of the producer warp issues one box");
-static_assert(kKeys % kBoxRows == 0 && BLOCK_SIZE % kBoxRows == 0 && kKeys % 16 == 0, "tile and block sizes");
 constexpr int kColumnQ = kRows * 128;  // bytes
 constexpr int kColumnKV = kKeys * 128;
 constexpr int kBytesQ = kColumns * kColumnQ;
@@ -64,18 +57,19 @@ constexpr int kTurnBarrier = 1;   // one for each consumer warpgroup
 constexpr int kGroupBarrier = 5;  // one for each consumer warpgroup
 
 struct Barriers {
-    u64 full_q, empty_q;
+    u64 full_q[kStagesQ], empty_q[kStagesQ];
     u64 full_k[kStages], empty_k[kStages], full_v[kStages], empty_v[kStages];
     u64 full_item[2], empty_item[2];
     int4 item[2];
     int head[2];
 };
 
+template <int kCount>
 struct Ring {  // a stage and the parity of its phase
     int stage = 0;
     u32 phase = 0;
     __device__ __forceinline__ void next() {
-        if (++stage == kStages) {
+        if (++stage == kCount) {
             stage = 0;
             phase ^= 1;
         }
@@ -85,14 +79,21 @@ struct Ring {  // a stage and the parity of its phase
 // One warpgroup's view of the K and V stages, and its turn at the tensor cores.
 struct Consumer {
     Barriers& bars;
-    u32 smem_k, smem_v;
-    u64 q_desc;
-    int lane, quad, my_turn, next_turn;
-    Ring k_ring, v_ring;
+    u32 smem_v;
+    u64 q_descs, k_descs, v_descs;  // of stage 0
+    int lane, quad, my_turn, next_turn, my_group;
+    Ring<kStagesQ> q_ring;
+    Ring<kStages> k_ring;
+    Ring<kStages> v_ring;
 
+    __device__ __forceinline__ void wait_q() { mbarrier_wait(shared_address(&bars.full_q[q_ring.stage]), q_ring.phase); }
     __device__ __forceinline__ void wait_k() { mbarrier_wait(shared_address(&bars.full_k[k_ring.stage]), k_ring.phase); }
     __device__ __forceinline__ void wait_v() { mbarrier_wait(shared_address(&bars.full_v[v_ring.stage]), v_ring.phase); }
 
+    __device__ __forceinline__ void release_q() {
+        if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_q[q_ring.stage]));
+        q_ring.next();
+    }
     __device__ __forceinline__ void release_k() {
         if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_k[k_ring.stage]));
         k_ring.next();
@@ -103,7 +104,8 @@ struct Consumer {
     }
 
     __device__ __forceinline__ void issue_scores(float (&s)[kScores]) {
-        const u64 k_desc = tile_descriptor(smem_k + k_ring.stage * kBytesKV, 16);
+        const u64 q_desc = q_descs + q_ring.stage * (kBytesQ / 16);
+        const u64 k_desc = k_descs + k_ring.stage * (kBytesKV / 16);
         wgmma_hold(s);
         wgmma_fence();
 #pragma unroll
@@ -113,7 +115,7 @@ struct Consumer {
         wgmma_commit();
     }
     __device__ __forceinline__ void issue_values(float (&o)[kOuts], u32 (&p)[kScores / 2]) {
-        const u64 v_desc = tile_descriptor(smem_v + v_ring.stage * kBytesKV, kColumnKV);
+        const u64 v_desc = v_descs + v_ring.stage * (kBytesKV / 16);
         wgmma_hold(o);
         wgmma_hold(p);
         wgmma_fence();
@@ -135,8 +137,7 @@ struct Consumer {
         release_k();
         float alpha0, alpha1;
         softmax<true>(s, rows, scale, n * kKeys + quad * 2, window, alpha0, alpha1);
-#pragma unroll
-        for (int i = 0; i < kScores / 2; ++i) p[i] = pack2<Element>(s[2 * i], s[2 * i + 1]);
+        pack(s, p);
     }
 
     // S of tile n and O += P V of tile n + 1; then the softmax of tile n.
@@ -151,26 +152,37 @@ struct Consumer {
         named_arrive(next_turn, 256);
         wgmma_wait<1>();
         wgmma_hold(s);
-        release_k();
-        float alpha0, alpha1;
-        softmax<kMasked>(s, rows, scale, n * kKeys + quad * 2, window, alpha0, alpha1);
-        // Never stored. ptxas moves the exponentials below the wait unless something above it needs them.
-        asm volatile(
-            "{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.f32 [%1], %0;\n}\n" ::"f"(rows.l0 + rows.l1),
-            "r"(smem_k)
-            : "memory");
+        float alpha0 = 1.0f, alpha1 = 1.0f;
+        bool moved;
+        if constexpr (kMasked) {
+            release_k();
+            moved = softmax<true>(s, rows, scale, n * kKeys + quad * 2, window, alpha0, alpha1);
+        } else {
+            // Taken for granted that no row's top has to move; the sums tell.
+            cap_scores(s, scale);
+            exponentiate(s, rows.top0, rows.top1, scale);
+            float l0, l1;
+            add_up(s, l0, l1);
+            // A product is the whole warpgroup's, so the answer must be too.
+            moved = named_any(my_group, 128, l0 >= kLargest || l1 >= kLargest);
+            if (moved) {  // seldom: the scores once more, and in earnest
+                wgmma_wait<0>();
+                wgmma_hold(o);
+                issue_scores(s);
+                wgmma_wait<0>();
+                wgmma_hold(s);
+                moved = softmax<false>(s, rows, scale, 0, window, alpha0, alpha1);
+            } else {
+                rows.l0 += l0;
+                rows.l1 += l1;
+            }
+            release_k();
+        }
         wgmma_wait<0>();
         wgmma_hold(o);
         release_v();
-#pragma unroll
-        for (int i = 0; i < kScores / 2; ++i) p[i] = pack2<Element>(s[2 * i], s[2 * i + 1]);
-#pragma unroll
-        for (int i = 0; i < kOuts; i += 4) {
-            o[i] *= alpha0;
-            o[i + 1] *= alpha0;
-            o[i + 2] *= alpha1;
-            o[i + 3] *= alpha1;
-        }
+        pack(s, p);
+        if (moved) rescale(o, alpha0, alpha1);
     }
 };
 
@@ -184,18 +196,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
     __shared__ Barriers bars;
     const u32 base = (shared_address(raw) + 1023) & ~1023u;
     const u32 smem_q = base;
-    const u32 smem_k = base + kBytesQ;
+    const u32 smem_k = base + kStagesQ * kBytesQ;
     const u32 smem_v = smem_k + kStages * kBytesKV;
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     const int group_heads = num_heads / PACK;
 
     if (threadIdx.x == 0) {
-        mbarrier_init(shared_address(&bars.full_q), 1);
-        mbarrier_init(shared_address(&bars.empty_q), kConsumers * 4);
+        for (int i = 0; i < kStagesQ; ++i) {
+            mbarrier_init(shared_address(&bars.full_q[i]), 1);
+            mbarrier_init(shared_address(&bars.empty_q[i]), kConsumers * 4);
+        }
         for (int i = 0; i < kStages; ++i) {
             mbarrier_init(shared_address(&bars.full_k[i]), 1);
-            mbarrier_init(shared_address(&bars.full_v[i]), 1);
             mbarrier_init(shared_address(&bars.empty_k[i]), kConsumers * 4);
+            mbarrier_init(shared_address(&bars.full_v[i]), 1);
             mbarrier_init(shared_address(&bars.empty_v[i]), kConsumers * 4);
         }
         for (int i = 0; i < 2; ++i) {
@@ -218,8 +232,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
         const int column = lane / kBoxes;
         const int num_items = plan[0].z * group_heads;
         const i64 block_rows = i64(num_layers) * 2 * num_kv_heads * BLOCK_SIZE;
-        Ring k_ring, v_ring;
-        u32 q_phase = 0;
+        Ring<kStages> k_ring;
+        Ring<kStages> v_ring;
+        Ring<kStagesQ> q_ring;
         int item_slot = 0;
         u32 item_phase = 0;
         int index = blockIdx.x;
@@ -276,16 +291,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
 
             int row = box_row(last - 1);
             load_k(row);
-            mbarrier_wait(shared_address(&bars.empty_q), q_phase ^ 1);
-            q_phase ^= 1;
+            mbarrier_wait(shared_address(&bars.empty_q[q_ring.stage]), q_ring.phase ^ 1);
             if (lane == 0) {
-                const u32 full = shared_address(&bars.full_q);
+                const u32 full = shared_address(&bars.full_q[q_ring.stage]);
                 mbarrier_expect_bytes(full, kBytesQ);
 #pragma unroll
                 for (int c = 0; c < kColumns; ++c)
-                    tma_load_3d(smem_q + c * kColumnQ, &q_map, full, c * 64, group * PACK, item.y);
+                    tma_load_3d(smem_q + q_ring.stage * kBytesQ + c * kColumnQ, &q_map, full, c * 64, group * PACK, item.y);
             }
             __syncwarp();
+            q_ring.next();
             for (int n = last - 2; n >= first; --n) {
                 const int row_n = box_row(n);
                 load_k(row_n);
@@ -310,12 +325,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
         const int lane = thread % 32;
         const int quad = lane % 4;
         const int row0 = wg * 64 + thread / 32 * 16 + lane / 4;  // and row0 + 8
-        const Scale scales = {(SOFT_CAP ? soft_cap : scale) * kLog2e, SOFT_CAP ? 2.0f * kLog2e * scale / soft_cap : 0.0f};
-        Consumer consumer = {bars, smem_k, smem_v, tile_descriptor(smem_q + wg * 64 * 128, 16), lane, quad,
-                             kTurnBarrier + wg, kTurnBarrier + (wg + 1) % kConsumers};
+        const Scale scales = new_scale(scale, soft_cap);
+        Consumer consumer = {bars,
+                             smem_v,
+                             tile_descriptor(smem_q + wg * 64 * 128, 16),
+                             tile_descriptor(smem_k, 16),
+                             tile_descriptor(smem_v, kColumnKV),
+                             lane,
+                             quad,
+                             kTurnBarrier + wg,
+                             kTurnBarrier + (wg + 1) % kConsumers,
+                             kGroupBarrier + wg};
         if (wg == kConsumers - 1) named_arrive(kTurnBarrier, 256);
 
-        u32 q_phase = 0;
         int item_slot = 0;
         u32 item_phase = 0;
         while (true) {
@@ -331,20 +353,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
             const int valid = item.w & 0xffff;
             const int last = (item.z + valid + kKeys - 1) / kKeys;
             const int first = WINDOW ? max(0, item.z - window + 1) / kKeys : 0;
-            // Tiles [seen_from, seen_until) are seen whole by all of this warpgroup's rows: no mask.
+            // Tiles [seen_from, seen_until) are seen whole by all of this warpgroup's rows, and are not the first of any.
             const int past_window = max(0, item.z + (wg * 64 + 63) / PACK - window + 1);
             const int seen_from = WINDOW ? max(first, (past_window + kKeys - 1) / kKeys) : first;
-            const int seen_until = (item.z + wg * 64 / PACK + 1) / kKeys;
+            const int seen_until = (item.z + wg * 64 / PACK) / kKeys;
 
             float o[kOuts];
             float s[kScores];
             u32 p[kScores / 2];
-            Rows rows = {item.z + row0 / PACK, item.z + (row0 + 8) / PACK, kNegInf, kNegInf, 0.0f, 0.0f};
+            Rows rows = new_rows(item.z + row0 / PACK, item.z + (row0 + 8) / PACK);
 #pragma unroll
             for (int i = 0; i < kOuts; ++i) o[i] = 0.0f;
 
-            mbarrier_wait(shared_address(&bars.full_q), q_phase);
-            q_phase ^= 1;
+            consumer.wait_q();
             int n = last - 1;
             consumer.begin(s, p, rows, scales, n, window);
             // What lies behind the context in its last block may be anything, and 0 * NaN is NaN: zero it in V.
@@ -357,18 +378,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
                     asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
                 }
                 fence_async_proxy();
-                named_sync(kGroupBarrier + wg, 128);
+                named_sync(consumer.my_group, 128);
             }
             for (--n; n >= max(first, seen_until); --n) consumer.step<true>(s, p, o, rows, scales, n, window);
             for (; n >= seen_from; --n) consumer.step<false>(s, p, o, rows, scales, n, window);
             if constexpr (WINDOW)
                 for (; n >= first; --n) consumer.step<true>(s, p, o, rows, scales, n, window);
-            if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_q));
+            consumer.release_q();
             consumer.wait_v();
             consumer.issue_values(o, p);
             const int h0 = head + row0 % PACK, h1 = head + (row0 + 8) % PACK;
             float scale0, scale1;
-            finish(rows, scales, sinks, h0, h1, scale0, scale1);
+            finish(rows, sinks, h0, h1, scale0, scale1);
             wgmma_wait<0>();
             wgmma_hold(o);
             consumer.release_v();

@@ -72,6 +72,22 @@ __device__ __forceinline__ void named_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Whether the predicate holds in any of the threads that meet at a named barrier.
+__device__ __forceinline__ bool named_any(int id, int threads, bool predicate) {
+    u32 any;
+    asm volatile(
+        "{\n"
+        ".reg .pred mine, any;\n"
+        "setp.ne.u32 mine, %1, 0;\n"
+        "barrier.cta.red.or.pred any, %2, %3, mine;\n"
+        "selp.u32 %0, 1, 0, any;\n"
+        "}\n"
+        : "=r"(any)
+        : "r"(u32(predicate)), "r"(id), "r"(threads)
+        : "memory");
+    return any != 0;
+}
+
 template <int kRegisters>
 __device__ __forceinline__ void registers_release() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));

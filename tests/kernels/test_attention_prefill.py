@@ -38,6 +38,7 @@ class Batch:
     layer: Layer
     requests: list[tuple[int, int]]
     seed: int
+    steep: bool = False  # early keys outweigh late ones by hundreds of powers of two
     q: torch.Tensor = field(init=False)
     pool: torch.Tensor = field(init=False)
     tables: torch.Tensor = field(init=False)
@@ -61,6 +62,9 @@ class Batch:
                 shape.dtype
             )
             kv[0] *= 1.5  # so that the softmax is not flat
+            if self.steep:
+                kv[0] *= torch.linspace(40, 0.1, total, device="cuda", dtype=shape.dtype)[:, None]
+                kv[0, :, : total // 8] *= 4
             mine = ids[start : start + blocks]
             start += blocks
             self.tables[row, :blocks] = mine
@@ -183,6 +187,13 @@ def test_matches_float64(layer: Layer, portable: bool) -> None:
 
 
 @pytest.mark.parametrize("portable", KERNELS, ids=lambda p: "portable" if p else "sm90")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_scores_that_leap(dim: int, dtype: torch.dtype, portable: bool) -> None:
+    check(Batch(Layer(dim=dim, dtype=dtype), [*MIX, (1000, 1300), (300, 1500)], seed=6, steep=True), portable)
+
+
+@pytest.mark.parametrize("portable", KERNELS, ids=lambda p: "portable" if p else "sm90")
 def test_many_requests_of_random_lengths(portable: bool) -> None:
     random = torch.Generator().manual_seed(torch.seed() % 2**31)
     tokens = torch.randint(1, 200, (70,), generator=random).tolist()
@@ -210,8 +221,9 @@ def test_alone_equals_among_others(dim: int, portable: bool) -> None:
 
 @pytest.mark.parametrize("portable", KERNELS, ids=lambda p: "portable" if p else "sm90")
 @pytest.mark.parametrize("chunk", [64, 128, 160, 512, 37])
-def test_any_chunk_cut_gives_the_same_bits(chunk: int, portable: bool) -> None:
-    batch = Batch(Layer(), [(1000, 1300)], seed=4)
+@pytest.mark.parametrize("steep", [False, True])
+def test_any_chunk_cut_gives_the_same_bits(steep: bool, chunk: int, portable: bool) -> None:
+    batch = Batch(Layer(), [(1000, 1300)], seed=4, steep=steep)
     whole = attend(batch, portable)
     for start in range(0, 1000, chunk):
         end = min(1000, start + chunk)

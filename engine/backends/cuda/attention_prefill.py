@@ -24,6 +24,7 @@ MAX_GROUP = 16
 _PLAN_THREADS = 1024
 _SWIZZLED_COLUMN = 64  # elements, 128 bytes
 _SHARED_ALIGNMENT = 1024
+_BLOCK_RESERVED_BYTES = 1024  # of shared memory, taken by the driver
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,25 @@ class Tiling:
         rows: query rows in a tile (tokens times packed heads).
         keys: keys in a KV tile, aligned to absolute positions.
         threads, shared_bytes: of a block.
-        blocks_per_sm: persistent blocks to launch for each multiprocessor.
     """
 
     rows: int
     keys: int
     threads: int
     shared_bytes: int
-    blocks_per_sm: int
 
 
 @functools.cache
-def sm90_tiling(head_dim: int) -> Tiling:
+def sm90_tiling(head_dim: int, soft_cap: bool) -> Tiling:
     """Tiles of attention_prefill_sm90.cu; must match the constants there."""
-    rows = 192 if head_dim == 64 else 128
-    keys = 80 if head_dim == 256 else 128
+    # Three consumer warpgroups leave too few registers for a soft cap.
+    rows = 192 if head_dim == 64 and not soft_cap else 128
+    keys = 64 if head_dim == 256 else 128
     row_bytes = math.ceil(head_dim / _SWIZZLED_COLUMN) * _SWIZZLED_COLUMN * 2
-    shared = (rows + 2 * 2 * keys) * row_bytes + _SHARED_ALIGNMENT
-    return Tiling(rows, keys, 128 + 2 * rows, shared, 1)
+    q_stages = 1 if head_dim == 256 else 2
+    kv_stages = 3 if head_dim == 64 else 2
+    shared = (q_stages * rows + 2 * kv_stages * keys) * row_bytes + _SHARED_ALIGNMENT
+    return Tiling(rows, keys, 128 + 2 * rows, shared)
 
 
 @functools.cache
@@ -59,7 +61,7 @@ def portable_tiling(head_dim: int) -> Tiling:
     """Tiles of attention_prefill.cu; must match the constants there."""
     rows = 64 if head_dim == 256 else 128
     row_bytes = math.ceil(head_dim / _SWIZZLED_COLUMN) * _SWIZZLED_COLUMN * 2
-    return Tiling(rows, 64, 2 * rows, (rows + 2 * 64) * row_bytes, 1 if head_dim > 64 else 2)
+    return Tiling(rows, 64, 128, (rows + 2 * 64) * row_bytes)
 
 
 def packed_heads(num_heads: int, num_kv_heads: int) -> int:
@@ -110,13 +112,15 @@ class AttentionPrefill:
         self.head_dim, self.block_size = head_dim, block_size
         self.dtype = dtype
         self.pack = packed_heads(num_heads, num_kv_heads)
-        self.tiling = sm90_tiling(head_dim) if hopper else portable_tiling(head_dim)
+        self.tiling = sm90_tiling(head_dim, soft_cap is not None) if hopper else portable_tiling(head_dim)
         self.has_sinks = sinks
         self._hopper = hopper
         self._window = window or 0
         self._scale = np.float32(scale if scale is not None else head_dim**-0.5)
         self._soft_cap = np.float32(soft_cap or 0.0)
-        self._num_blocks = facts.num_sms * self.tiling.blocks_per_sm
+        # The portable kernel leaves room for two blocks where shared memory does.
+        room = facts.shared_bytes_per_sm // (self.tiling.shared_bytes + _BLOCK_RESERVED_BYTES)
+        self._num_blocks = facts.num_sms * (1 if hopper else max(1, min(2, room)))
         name = "attention_prefill_sm90" if hopper else "attention_prefill"
         self._kernel = loader.load(
             name, defines=defines(head_dim, block_size, dtype, self.pack, window, soft_cap, sinks)
