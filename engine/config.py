@@ -34,8 +34,8 @@ class EngineConfig:
     block_size: int = 16
     kv_bytes: int = 512 << 20
     context_length: int = 0
-    max_step_tokens: int = 512
-    max_chunk_tokens: int = 512
+    max_step_tokens: int = 256
+    max_chunk_tokens: int = 256
     max_running: int = 256
     max_queue: int = 1024
     prefix_cache: bool = True
