@@ -10,7 +10,6 @@ where to register while the gateway is still starting.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import tempfile
 import threading
@@ -81,7 +80,7 @@ class LocalCluster:
         self._args = {"gateway": gateway_args, "prefill": prefill_args, "decode": decode_args}
         self._host = host
         self._ports = _free_ports(grpc_port, http_port)
-        self._environ = child_environ(thread_environ() | dict(environ or {}))
+        self._environ = child_environ(environ or {})
         self._start_timeout_s = start_timeout_s
         self._on_progress = on_progress or (lambda _name, _state: None)
         self._gateway: ServiceProcess | None = None
@@ -238,14 +237,6 @@ class LocalCluster:
                 + (waiting[0].obituary() if waiting else "")
             )
         time.sleep(POLL_S)
-
-
-def thread_environ() -> dict[str, str]:
-    """Return OpenMP's settings for workers that share the machine's cores.
-
-    Idle threads sleep at once: threads that spin would take the cores from the other workers.
-    """
-    return {name: value for name, value in {"OMP_WAIT_POLICY": "PASSIVE"}.items() if name not in os.environ}
 
 
 def _free_ports(*wanted: int) -> tuple[int, ...]:
