@@ -12,9 +12,10 @@
 // Grid    one block a multiprocessor, persistent; work items (query tile, group of PACK heads) are taken from a counter.
 // Block   a producer warpgroup (one warp issues TMA) and kConsumers consumer warpgroups of 64 rows each. A query tile is
 //         64 * kConsumers / PACK tokens of PACK query heads that share one KV head.
-// Shared  kStagesQ x Q [M, D] + kStages x (K [N, D] + V [N, D]), in 64-element columns, 128-byte swizzle; D = 96 is padded to 128.
+// Shared  kStagesQ x Q [M, D] + kStages x (K [N, D] + V [N, D]) in swizzled columns of 64 elements; D = 96 takes 128.
 // Flow    Consumers take turns at issuing (ping-pong): S of tile n and O += P V of tile n+1 are issued together, then
-//         the softmax of tile n runs under that product and under the other warpgroup's. P never leaves registers.
+//         the softmax of tile n runs under that product and under the others'. P never leaves registers. Below the
+//         diagonal no maximum is taken: see step() and Rows.
 // Bound   by the tensor cores for D >= 128 (4 D flops for each visible score), by exp2 for D = 64 (16 a clock).
 // Order   KV tiles are aligned to absolute positions and taken from the last to the first; a tile that a row does not
 //         see changes nothing in it. So a row's result does not depend on its neighbours, on the batch or on chunk cuts.
@@ -83,8 +84,7 @@ struct Consumer {
     u64 q_descs, k_descs, v_descs;  // of stage 0
     int lane, quad, my_turn, next_turn, my_group;
     Ring<kStagesQ> q_ring;
-    Ring<kStages> k_ring;
-    Ring<kStages> v_ring;
+    Ring<kStages> k_ring, v_ring;
 
     __device__ __forceinline__ void wait_q() { mbarrier_wait(shared_address(&bars.full_q[q_ring.stage]), q_ring.phase); }
     __device__ __forceinline__ void wait_k() { mbarrier_wait(shared_address(&bars.full_k[k_ring.stage]), k_ring.phase); }
@@ -232,8 +232,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
         const int column = lane / kBoxes;
         const int num_items = plan[0].z * group_heads;
         const i64 block_rows = i64(num_layers) * 2 * num_kv_heads * BLOCK_SIZE;
-        Ring<kStages> k_ring;
-        Ring<kStages> v_ring;
+        Ring<kStages> k_ring, v_ring;
         Ring<kStagesQ> q_ring;
         int item_slot = 0;
         u32 item_phase = 0;
@@ -326,16 +325,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
         const int quad = lane % 4;
         const int row0 = wg * 64 + thread / 32 * 16 + lane / 4;  // and row0 + 8
         const Scale scales = new_scale(scale, soft_cap);
-        Consumer consumer = {bars,
-                             smem_v,
-                             tile_descriptor(smem_q + wg * 64 * 128, 16),
-                             tile_descriptor(smem_k, 16),
-                             tile_descriptor(smem_v, kColumnKV),
-                             lane,
-                             quad,
-                             kTurnBarrier + wg,
-                             kTurnBarrier + (wg + 1) % kConsumers,
-                             kGroupBarrier + wg};
+        const u64 q_descs = tile_descriptor(smem_q + wg * 64 * 128, 16), k_descs = tile_descriptor(smem_k, 16);
+        const u64 v_descs = tile_descriptor(smem_v, kColumnKV);
+        const int my_turn = kTurnBarrier + wg, next_turn = kTurnBarrier + (wg + 1) % kConsumers;
+        Consumer consumer = {bars, smem_v, q_descs, k_descs, v_descs, lane, quad, my_turn, next_turn, kGroupBarrier + wg};
         if (wg == kConsumers - 1) named_arrive(kTurnBarrier, 256);
 
         int item_slot = 0;

@@ -9,65 +9,26 @@ Two kernels compute the same: attention_prefill_sm90 (TMA and wgmma) on Hopper, 
 
 import functools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from engine.backends.cuda import loader, tensor_map
+from engine.backends.cuda.attention_prefill_tiles import (
+    BLOCK_SIZES,
+    HEAD_DIMS,
+    MAX_GROUP,
+    defines,
+    packed_heads,
+    portable_tiling,
+    sm90_tiling,
+)
 from engine.backends.cuda.dtypes import dtype_code
 from engine.backends.cuda.errors import UnsupportedShapeError
 
-HEAD_DIMS = (64, 96, 128, 256)
-BLOCK_SIZES = (16, 32, 64, 128)
-MAX_GROUP = 16
 _PLAN_THREADS = 1024
 _SWIZZLED_COLUMN = 64  # elements, 128 bytes
-_SHARED_ALIGNMENT = 1024
 _BLOCK_RESERVED_BYTES = 1024  # of shared memory, taken by the driver
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a kernel cuts its work.
-
-    Attributes:
-        rows: query rows in a tile (tokens times packed heads).
-        keys: keys in a KV tile, aligned to absolute positions.
-        threads, shared_bytes: of a block.
-    """
-
-    rows: int
-    keys: int
-    threads: int
-    shared_bytes: int
-
-
-@functools.cache
-def sm90_tiling(head_dim: int, soft_cap: bool) -> Tiling:
-    """Tiles of attention_prefill_sm90.cu; must match the constants there."""
-    # Three consumer warpgroups leave too few registers for a soft cap.
-    rows = 192 if head_dim == 64 and not soft_cap else 128
-    keys = 64 if head_dim == 256 else 128
-    row_bytes = math.ceil(head_dim / _SWIZZLED_COLUMN) * _SWIZZLED_COLUMN * 2
-    q_stages = 1 if head_dim == 256 else 2
-    kv_stages = 3 if head_dim == 64 else 2
-    shared = (q_stages * rows + 2 * kv_stages * keys) * row_bytes + _SHARED_ALIGNMENT
-    return Tiling(rows, keys, 128 + 2 * rows, shared)
-
-
-@functools.cache
-def portable_tiling(head_dim: int) -> Tiling:
-    """Tiles of attention_prefill.cu; must match the constants there."""
-    rows = 64 if head_dim == 256 else 128
-    row_bytes = math.ceil(head_dim / _SWIZZLED_COLUMN) * _SWIZZLED_COLUMN * 2
-    return Tiling(rows, 64, 128, (rows + 2 * 64) * row_bytes)
-
-
-def packed_heads(num_heads: int, num_kv_heads: int) -> int:
-    """Query heads of one KV head that share a tile: the largest power of two that divides the group."""
-    group = num_heads // num_kv_heads
-    return group & -group
 
 
 class AttentionPrefill:
@@ -123,7 +84,16 @@ class AttentionPrefill:
         self._num_blocks = facts.num_sms * (1 if hopper else max(1, min(2, room)))
         name = "attention_prefill_sm90" if hopper else "attention_prefill"
         self._kernel = loader.load(
-            name, defines=defines(head_dim, block_size, dtype, self.pack, window, soft_cap, sinks)
+            name,
+            defines=defines(
+                head_dim,
+                block_size,
+                dtype_code(dtype),
+                self.pack,
+                window=window is not None,
+                soft_cap=soft_cap is not None,
+                sinks=sinks,
+            ),
         ).kernel(name)
         self._plan_kernel = loader.load("attention_prefill_plan").kernel("attention_prefill_plan")
         self._q_map = functools.lru_cache(maxsize=64)(self._encode_q)
@@ -226,24 +196,3 @@ class AttentionPrefill:
             (_SWIZZLED_COLUMN, box),
             tensor_map.Swizzle.BYTES_128,
         )
-
-
-def defines(
-    head_dim: int,
-    block_size: int,
-    dtype: torch.dtype,
-    pack: int,
-    window: int | None,
-    soft_cap: float | None,
-    sinks: bool,
-) -> dict[str, int | str]:
-    """What a specialised kernel is compiled with; `make kernels` uses the same."""
-    return {
-        "HEAD_DIM": head_dim,
-        "BLOCK_SIZE": block_size,
-        "DTYPE": dtype_code(dtype),
-        "PACK": pack,
-        "WINDOW": int(window is not None),
-        "SOFT_CAP": int(soft_cap is not None),
-        "SINKS": int(sinks),
-    }

@@ -1,10 +1,29 @@
 """Everything that `make kernels` compiles. Each wrapper names its own builds; this gathers them."""
 
-from engine.backends.cuda import attention_decode_tiles
+from engine.backends.cuda import (
+    attention_decode_tiles,
+    attention_prefill_tiles,
+    block_copy,
+    embedding,
+    gated_activation,
+    norms,
+    rope_kv_store,
+    sampling,
+)
 from engine.backends.cuda.source import Build
 from engine.backends.cuda.target import DeviceFacts
 
 
 def all_builds(device: DeviceFacts) -> list[Build]:
     """Builds for one device, in the order of the report."""
-    return [*attention_decode_tiles.builds(device)]
+    makers = (
+        attention_decode_tiles,
+        attention_prefill_tiles,
+        rope_kv_store,
+        norms,
+        gated_activation,
+        embedding,
+        block_copy,
+        sampling,
+    )
+    return [build for maker in makers for build in maker.builds(device)]
