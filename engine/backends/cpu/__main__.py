@@ -4,6 +4,7 @@ import time
 
 _started = time.perf_counter()
 
-import engine.backends.cpu.backend  # noqa: E402, F401
+import engine.backends.cpu.backend
+import engine.sampler.sampler  # noqa: F401
 
 print(f"CPU kernels ready in {time.perf_counter() - _started:.1f} s")
