@@ -8,50 +8,48 @@ from __future__ import annotations
 import json
 import sys
 
-import numpy as np
-
 from baton.v1 import kv_pb2
 from kvtransfer.peer import Peer
 from kvtransfer.receiver import Receiver
-from kvtransfer.region import Region
 from kvtransfer.sender import Sender
-from kvtransfer.shared_memory import allocate_shared
+from tests.integration.kvtransfer.pools import Pool, make_pool
 
 BLOCK_BYTES, NUM_BLOCKS = 1 << 20, 32
 FILL = 0x5A
 
 
-def make_region(memory: memoryview, shm_name: str = "") -> Region:
-    return Region("attention", BLOCK_BYTES, NUM_BLOCKS, "cpu", "fp", memory, shm_name)
+def make_attention(gpu: int | None, *, shared: bool = False, block_bytes: int = BLOCK_BYTES) -> Pool:
+    return make_pool("attention", block_bytes, NUM_BLOCKS, gpu=gpu, shared=shared)
 
 
 def answer(**fields: object) -> None:
     print(json.dumps(fields), flush=True)
 
 
-def run_sender(transport: str) -> None:
-    """Push one block a command; every byte is FILL."""
-    memory = np.full(BLOCK_BYTES * NUM_BLOCKS, FILL, dtype=np.uint8)
-    region = make_region(memoryview(memory))
-    sender = Sender("prefill-0", "s1", [region], transports=[transport], allow_fallback=False)
+def run_sender(transport: str, gpu: int | None, block_bytes: str) -> None:
+    """Push the blocks that are commanded; every byte is FILL."""
+    pool = make_attention(gpu, block_bytes=int(block_bytes))
+    pool.blocks[:] = FILL
+    sender = Sender("prefill-0", "s1", [pool.region], transports=[transport], allow_fallback=False)
+    answer(ok=True)
     for line in sys.stdin:
         command = json.loads(line)
         if "peer" in command:
             peer = Peer.from_proto(kv_pb2.KvPeer.FromString(bytes.fromhex(command["peer"])))
             transfer = sender.begin(peer, "t", 1, [command["block_ids"]], command["lease_s"])
         elif "push" in command:
-            for position in command["push"]:
-                transfer.push(0, position, [position])
+            for positions in command["push"]:
+                transfer.push(0, positions[0], positions)
         answer(ok=True)
 
 
-def run_receiver(transport: str, bind: str, incarnation: str) -> None:
+def run_receiver(transport: str, gpu: int | None, bind: str, incarnation: str) -> None:
     """Expect what is commanded."""
-    shared = allocate_shared("test", BLOCK_BYTES * NUM_BLOCKS)
+    pool = make_attention(gpu, shared=True)
     receiver = Receiver(
         "decode-0",
         incarnation,
-        [make_region(shared.memory, shared.name)],
+        [pool.region],
         bind=bind,
         transports=[transport],
         on_event=lambda event: None,
@@ -64,5 +62,6 @@ def run_receiver(transport: str, bind: str, incarnation: str) -> None:
 
 
 if __name__ == "__main__":
-    role, *arguments = sys.argv[1:]
-    {"sender": run_sender, "receiver": run_receiver}[role](*arguments)
+    role, transport, gpu, *arguments = sys.argv[1:]
+    run = {"sender": run_sender, "receiver": run_receiver}[role]
+    run(transport, int(gpu) if gpu else None, *arguments)

@@ -6,15 +6,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from kvtransfer.events import Arrived, ReceiverEvent
 from kvtransfer.outbound import OutboundTransfer
 from kvtransfer.receiver import Receiver
-from kvtransfer.region import Blocks, Region
+from kvtransfer.region import Blocks
 from kvtransfer.sender import Sender
-from kvtransfer.shared_memory import SharedMemory, allocate_shared
+from tests.integration.kvtransfer.pools import Pool, Setup, make_pool
 
 POISON = 0xA5
 SIZES = ((4096, 40), (1000, 12))  # bytes a block, blocks: two cache groups
@@ -41,10 +42,11 @@ class ManualClock:
 class Rig:
     """One receiver with a poisoned pool, and as many senders as asked for."""
 
-    def __init__(self, transport: str) -> None:
-        self.transport = transport
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.transport = setup.transport
         self.events: list[ReceiverEvent] = []
-        self.pools: list[Blocks] = []
+        self.pools: list[Any] = []
         self._stack = contextlib.ExitStack()
         self._senders = 0
         self.receiver = self.make_receiver()
@@ -58,18 +60,15 @@ class Rig:
         window_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.monotonic,
     ) -> Receiver:
-        shared: list[SharedMemory] = []
-        for block_bytes, num_blocks in SIZES:
-            memory = allocate_shared("test", block_bytes * num_blocks)
-            self._stack.callback(memory.close)
-            memory.memory[:] = bytes([POISON]) * (block_bytes * num_blocks)
-            shared.append(memory)
-        regions = make_regions([s.memory for s in shared], [s.name for s in shared])
-        self.pools = [region.blocks() for region in regions]
+        pools = make_pools(self.setup.receiver_gpu, shared=True)
+        for pool in pools:
+            self._stack.callback(pool.close)
+            pool.blocks[:] = POISON
+        self.pools = [pool.blocks for pool in pools]
         receiver = Receiver(
             "decode-0",
             incarnation,
-            regions,
+            [pool.region for pool in pools],
             bind=bind or ("fake://" if self.transport == "fake" else "tcp://127.0.0.1:0"),
             transports=[self.transport],
             on_event=on_event or self.events.append,
@@ -83,7 +82,7 @@ class Rig:
         self, *, clock: Callable[[], float] = time.monotonic, fingerprint: str = "fp"
     ) -> TestSender:
         self._senders += 1
-        sender = TestSender(f"prefill-{self._senders}", self.transport, clock, fingerprint, self._senders)
+        sender = TestSender(f"prefill-{self._senders}", self.setup, clock, fingerprint, self._senders)
         self._stack.callback(sender.close)
         return sender
 
@@ -104,25 +103,32 @@ class Rig:
 
 
 class TestSender:
-    """A sender with random blocks."""
+    """A sender with random blocks; `pools` is what they are, wherever they are."""
 
     __test__ = False
 
     def __init__(
-        self, worker_id: str, transport: str, clock: Callable[[], float], fingerprint: str, seed: int
+        self, worker_id: str, setup: Setup, clock: Callable[[], float], fingerprint: str, seed: int
     ) -> None:
         rng = np.random.default_rng(seed)
         self.pools: list[Blocks] = [rng.integers(0, 256, (n, b), dtype=np.uint8) for b, n in SIZES]
-        memories = [memoryview(pool.reshape(-1)) for pool in self.pools]
+        self._memories = make_pools(setup.sender_gpu, fingerprint=fingerprint)
+        for memory, pool in zip(self._memories, self.pools, strict=True):
+            memory.blocks[:] = pool
         self.sender = Sender(
             worker_id,
             "s1",
-            make_regions(memories, ["", ""], fingerprint),
-            transports=[transport],
+            [memory.region for memory in self._memories],
+            transports=[setup.transport],
             allow_fallback=False,
             clock=clock,
         )
-        self.close = self.sender.close
+
+    def close(self) -> None:
+        self.sender.close()
+        for memory in self._memories:
+            memory.close()
+        self._memories = []
 
     def begin(
         self,
@@ -135,11 +141,9 @@ class TestSender:
         return self.sender.begin(receiver.peer, transfer_id, epoch, block_ids, lease_s)
 
 
-def make_regions(
-    memories: Sequence[memoryview], names: Sequence[str], fingerprint: str = "fp"
-) -> list[Region]:
+def make_pools(gpu: int | None, *, shared: bool = False, fingerprint: str = "fp") -> list[Pool]:
     return [
-        Region(f"group{i}", block_bytes, num_blocks, "cpu", fingerprint, memories[i], names[i])
+        make_pool(f"group{i}", block_bytes, num_blocks, gpu=gpu, shared=shared, fingerprint=fingerprint)
         for i, (block_bytes, num_blocks) in enumerate(SIZES)
     ]
 

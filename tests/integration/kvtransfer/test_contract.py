@@ -86,6 +86,40 @@ def test_a_count_that_does_not_match_is_refused(rig: Rig) -> None:
     assert rig.receiver.release("t").result(1) is None
 
 
+def test_blocks_wait_until_they_are_computed(rig: Rig) -> None:
+    computed = threading.Event()
+    rig.receiver.expect("t", 1, [[1, 2, 3], []], LEASE_S)
+    sender = rig.make_sender()
+    transfer = sender.begin(rig.receiver, "t", 1, [[1, 2, 3], []])
+    transfer.push(0, 0, [4])
+    wait_until(lambda: not rig.untouched([1]))
+    transfer.push(0, 1, [5, 6], ready=computed.wait)
+    transfer.commit(b"")
+    time.sleep(0.1)
+    assert rig.untouched([2, 3])
+    assert not rig.outcomes
+    computed.set()
+    assert transfer.done.result(5).blocks == 3
+    assert np.array_equal(rig.pools[0][1:4], sender.pools[0][4:7])
+
+
+def test_release_does_not_wait_for_blocks_that_are_being_computed(rig: Rig) -> None:
+    computed = threading.Event()
+    rig.receiver.expect("t", 1, [[1, 2, 3], []], LEASE_S)
+    transfer = rig.make_sender().begin(rig.receiver, "t", 1, [[1, 2, 3], []])
+    transfer.push(0, 0, [4])
+    wait_until(lambda: not rig.untouched([1]))
+    transfer.push(0, 1, [5, 6], ready=computed.wait)
+    try:
+        assert rig.receiver.release("t").result(5) is None
+    finally:
+        computed.set()
+    with pytest.raises((StoppedError, RejectedError)):
+        transfer.done.result(5)
+    time.sleep(0.05)
+    assert rig.untouched([2, 3])
+
+
 def test_fail_is_reported_with_its_reason(rig: Rig) -> None:
     rig.receiver.expect("t", 3, [[1, 2], []], LEASE_S)
     transfer = rig.make_sender().begin(rig.receiver, "t", 3, [[1, 2], []])
@@ -114,7 +148,7 @@ def test_a_higher_epoch_supersedes_and_nothing_of_the_old_one_lands(rig: Rig) ->
         new = new_sender.begin(rig.receiver, "t", 2, ids)
         new.push(0, 0, list(range(20, 30)))
         new.commit(b"new")
-        if rig.transport == "shared_memory":
+        if rig.setup.is_direct:
             # The old sender could still write, so the new one has to wait.
             time.sleep(0.3)
             assert not rig.outcomes
@@ -207,7 +241,7 @@ def test_the_receiver_reports_a_lease_that_nobody_renews(rig: Rig) -> None:
     transfer = sender.begin(rig.receiver, "t", 1, [[1, 2], []], 0.3)
     wait_until(lambda: len(rig.outcomes) == 2)
     assert set(rig.outcomes) == {LeaseExpired("t", 1), LeaseExpired("never begun", 1)}
-    if rig.transport == "shared_memory":
+    if rig.setup.is_direct:
         assert rig.receiver.release("t").result(0.1) is None
     transfer.push(0, 0, [0])
     transfer.commit(b"")
@@ -272,7 +306,7 @@ def test_release_waits_for_whoever_could_still_write(rig: Rig) -> None:
         assert released.result(5) is None
         waited_s = time.monotonic() - asked
         # Only a sender that writes itself must be waited for: until its lease is out.
-        assert (waited_s > 0.6) == (rig.transport == "shared_memory")
+        assert (waited_s > 0.6) == rig.setup.is_direct
         rig.pools[0][1:5] = 77
         transfer.push(0, 1, [1, 2, 3])
     with pytest.raises(TransferError):

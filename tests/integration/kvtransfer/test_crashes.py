@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from baton.v1 import kv_pb2
@@ -22,8 +20,9 @@ from kvtransfer.host import SHM_DIR
 from kvtransfer.peer import Peer
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Sender
-from kvtransfer.shared_memory import SharedMemory, allocate_shared
-from tests.integration.kvtransfer.peer_process import BLOCK_BYTES, FILL, NUM_BLOCKS, make_region
+from kvtransfer.shared_memory import allocate_shared
+from tests.integration.kvtransfer.peer_process import BLOCK_BYTES, FILL, NUM_BLOCKS, make_attention
+from tests.integration.kvtransfer.pools import Setup, on_gpus, on_host, require_gpus
 from tests.integration.kvtransfer.rig import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +37,6 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
     def read(self) -> dict[str, Any]:
@@ -72,6 +70,22 @@ class Process:
 Spawn = Callable[..., Process]
 
 
+def spawn_sender(spawn: Spawn, setup: Setup, block_bytes: int = BLOCK_BYTES) -> Process:
+    process = spawn("sender", setup.transport, gpu_argument(setup.sender_gpu), str(block_bytes))
+    assert process.read() == {"ok": True}
+    return process
+
+
+def spawn_receiver(spawn: Spawn, setup: Setup, bind: str, incarnation: str) -> tuple[Process, Peer]:
+    gpu = gpu_argument(setup.receiver_gpu)
+    process = spawn("receiver", setup.transport, gpu, bind, incarnation)
+    return process, Peer.from_proto(kv_pb2.KvPeer.FromString(bytes.fromhex(process.read()["peer"])))
+
+
+def gpu_argument(gpu: int | None) -> str:
+    return "" if gpu is None else str(gpu)
+
+
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
     processes: list[Process] = []
@@ -86,21 +100,30 @@ def spawn() -> Iterator[Spawn]:
             process.kill()
 
 
-@pytest.fixture(params=["shared_memory", "zmq_tcp"])
-def transport(request: pytest.FixtureRequest) -> str:
+GPU_SETUPS = [on_gpus("cuda_ipc", 0, 0), on_gpus("cuda_ipc", 0, 1)]
+
+
+@pytest.fixture(params=[on_host("shared_memory"), on_host("zmq_tcp"), *GPU_SETUPS])
+def setup(request: pytest.FixtureRequest) -> Setup:
+    require_gpus(request.param)
     return request.param
 
 
 class Decode:
     """The surviving receiver of this process."""
 
-    def __init__(self, transport: str) -> None:
+    def __init__(self, setup: Setup, block_bytes: int = BLOCK_BYTES) -> None:
+        self.setup = setup
         self.events: list[ReceiverEvent] = []
-        self.shared: SharedMemory = allocate_shared("test", BLOCK_BYTES * NUM_BLOCKS)
-        region = make_region(self.shared.memory, self.shared.name)
-        self.pool = region.blocks()
+        self.memory = make_attention(setup.receiver_gpu, shared=True, block_bytes=block_bytes)
+        self.pool = self.memory.blocks
+        self.pool[:] = 0
         self.receiver = Receiver(
-            "decode-0", "r1", [region], transports=[transport], on_event=self.events.append
+            "decode-0",
+            "r1",
+            [self.memory.region],
+            transports=[setup.transport],
+            on_event=self.events.append,
         )
 
     @property
@@ -112,14 +135,19 @@ class Decode:
         self.receiver.expect("t", 1, [ids], lease_s)
         peer = self.receiver.peer.to_proto().SerializeToString().hex()
         process.command(peer=peer, block_ids=ids, lease_s=lease_s)
-        process.command(push=[0, 1])
+        process.command(push=[[0], [1]])
         wait_until(lambda: self.num_arrived == 2)
         assert (self.pool[:2] == FILL).all()
 
-    def serve_another(self, transport: str) -> None:
-        memory = np.full(BLOCK_BYTES * NUM_BLOCKS, 3, dtype=np.uint8)
+    def serve_another(self) -> None:
+        memory = make_attention(self.setup.sender_gpu)
+        memory.blocks[:2] = 3
         sender = Sender(
-            "prefill-1", "s1", [make_region(memoryview(memory))], transports=[transport], allow_fallback=False
+            "prefill-1",
+            "s1",
+            [memory.region],
+            transports=[self.setup.transport],
+            allow_fallback=False,
         )
         self.receiver.expect("t", 2, [[0, 1]], 10.0)
         transfer = sender.begin(self.receiver.peer, "t", 2, [[0, 1]], 10.0)
@@ -129,40 +157,62 @@ class Decode:
         assert self.events[-1] == Committed("t", 2, b"", 2, 2 * BLOCK_BYTES)
         assert (self.pool[:2] == 3).all()
         sender.close()
+        memory.close()
+
+    def close(self) -> None:
+        self.receiver.close()
+        del self.pool
+        self.memory.close()
 
 
 @pytest.fixture
-def decode(transport: str) -> Iterator[Decode]:
-    made = Decode(transport)
+def decode(setup: Setup) -> Iterator[Decode]:
+    made = Decode(setup)
     yield made
-    made.receiver.close()
-    del made.pool
-    made.shared.close()
+    made.close()
 
 
-def test_a_killed_sender_holds_nothing_back(transport: str, decode: Decode, spawn: Spawn) -> None:
-    process = spawn("sender", transport)
+def test_a_killed_sender_holds_nothing_back(setup: Setup, decode: Decode, spawn: Spawn) -> None:
+    process = spawn_sender(spawn, setup)
     decode.start_transfer(process, lease_s=60.0)
-    process.command(push=list(range(2, NUM_BLOCKS)))
+    process.command(push=[[i] for i in range(2, NUM_BLOCKS)])
     process.kill()
     start = time.monotonic()
     decode.receiver.release("t").result(5)
     assert time.monotonic() - start < 2.0
     decode.pool[:] = 9
     time.sleep(0.1)
-    assert (decode.pool == 9).all()
-    decode.serve_another(transport)
+    assert (decode.pool[:] == 9).all()
+    decode.serve_another()
 
 
-def test_a_killed_sender_is_superseded(transport: str, decode: Decode, spawn: Spawn) -> None:
-    process = spawn("sender", transport)
+@pytest.mark.parametrize("setup", GPU_SETUPS)
+def test_copies_that_a_killed_sender_left_on_the_gpu_settle_before_release(
+    setup: Setup, spawn: Spawn
+) -> None:
+    require_gpus(setup)
+    block_bytes = 32 << 20  # 1 GiB in all: it dies while the GPU copies
+    decode = Decode(setup, block_bytes)
+    process = spawn_sender(spawn, setup, block_bytes)
+    decode.start_transfer(process, lease_s=60.0)
+    process.command(push=[list(range(2, NUM_BLOCKS))])
+    process.kill()
+    decode.receiver.release("t").result(5)
+    decode.pool[:] = 9
+    time.sleep(0.1)
+    assert (decode.pool[:] == 9).all()
+    decode.close()
+
+
+def test_a_killed_sender_is_superseded(setup: Setup, decode: Decode, spawn: Spawn) -> None:
+    process = spawn_sender(spawn, setup)
     decode.start_transfer(process, lease_s=60.0)
     process.kill()
-    decode.serve_another(transport)
+    decode.serve_another()
 
 
-def test_the_lease_of_a_killed_sender_runs_out(transport: str, decode: Decode, spawn: Spawn) -> None:
-    process = spawn("sender", transport)
+def test_the_lease_of_a_killed_sender_runs_out(setup: Setup, decode: Decode, spawn: Spawn) -> None:
+    process = spawn_sender(spawn, setup)
     decode.start_transfer(process, lease_s=1.2)
     time.sleep(1.8)
     assert LeaseExpired("t", 1) not in decode.events
@@ -172,32 +222,31 @@ def test_the_lease_of_a_killed_sender_runs_out(transport: str, decode: Decode, s
 
 
 def test_a_stopped_sender_is_waited_for_and_writes_nothing_later(
-    transport: str, decode: Decode, spawn: Spawn
+    setup: Setup, decode: Decode, spawn: Spawn
 ) -> None:
-    process = spawn("sender", transport)
+    process = spawn_sender(spawn, setup)
     decode.start_transfer(process, lease_s=1.5)
     process.stop()
     assert process.popen.stdin is not None
-    process.popen.stdin.write(json.dumps({"push": list(range(2, NUM_BLOCKS))}) + "\n")
+    process.popen.stdin.write(json.dumps({"push": [[i] for i in range(2, NUM_BLOCKS)]}) + "\n")
     process.popen.stdin.flush()
     start = time.monotonic()
     decode.receiver.release("t").result(10)
     waited_s = time.monotonic() - start
-    assert (waited_s > 0.8) == (transport == "shared_memory")
+    assert (waited_s > 0.8) == setup.is_direct
     decode.pool[:] = 9
     process.popen.send_signal(signal.SIGCONT)
     assert process.read() == {"ok": True}
     time.sleep(0.3)
-    assert (decode.pool == 9).all()
+    assert (decode.pool[:] == 9).all()
 
 
-def test_a_killed_receiver_is_noticed_and_its_successor_served(transport: str, spawn: Spawn) -> None:
-    process = spawn("receiver", transport, "tcp://127.0.0.1:0", "r1")
-    peer = Peer.from_proto(kv_pb2.KvPeer.FromString(bytes.fromhex(process.read()["peer"])))
-    memory = np.full(BLOCK_BYTES * NUM_BLOCKS, FILL, dtype=np.uint8)
-    sender = Sender(
-        "prefill-0", "s1", [make_region(memoryview(memory))], transports=[transport], allow_fallback=False
-    )
+def test_a_killed_receiver_is_noticed_and_its_successor_served(
+    setup: Setup, spawn: Spawn, caplog: pytest.LogCaptureFixture
+) -> None:
+    process, peer = spawn_receiver(spawn, setup, "tcp://127.0.0.1:0", "r1")
+    memory = make_attention(setup.sender_gpu)
+    sender = Sender("prefill-0", "s1", [memory.region], transports=[setup.transport], allow_fallback=False)
     process.command(transfer_id="t", block_ids=[1, 2, 3], lease_s=60.0)
     transfer = sender.begin(peer, "t", 1, [[1, 2, 3]], 60.0)
     transfer.push(0, 0, [0])
@@ -206,8 +255,7 @@ def test_a_killed_receiver_is_noticed_and_its_successor_served(transport: str, s
     with pytest.raises(ReceiverGoneError, match="broke"):
         transfer.done.result(5)
 
-    successor = spawn("receiver", transport, peer.endpoint, "r2")
-    reborn = Peer.from_proto(kv_pb2.KvPeer.FromString(bytes.fromhex(successor.read()["peer"])))
+    successor, reborn = spawn_receiver(spawn, setup, peer.endpoint, "r2")
     assert (reborn.endpoint, reborn.incarnation) == (peer.endpoint, "r2")
     successor.command(transfer_id="t2", block_ids=[1, 2, 3], lease_s=60.0)
     again = sender.begin(reborn, "t2", 1, [[1, 2, 3]], 60.0)
@@ -215,14 +263,15 @@ def test_a_killed_receiver_is_noticed_and_its_successor_served(transport: str, s
     again.commit(b"")
     assert again.done.result(5).blocks == 3
     sender.close()
-    if transport == "shared_memory":
+    memory.close()
+    assert "a copy job failed" not in caplog.text  # such as closing what a dead process had exported
+    if setup.transport == "shared_memory":
         # The successor's allocation swept it.
         assert not (SHM_DIR / peer.regions[0].shm_name).exists()
 
 
 def test_the_next_allocation_sweeps_what_a_killed_owner_left(spawn: Spawn) -> None:
-    process = spawn("receiver", "shared_memory", "tcp://127.0.0.1:0", "r1")
-    peer = Peer.from_proto(kv_pb2.KvPeer.FromString(bytes.fromhex(process.read()["peer"])))
+    process, peer = spawn_receiver(spawn, Setup("shared_memory"), "tcp://127.0.0.1:0", "r1")
     path = SHM_DIR / peer.regions[0].shm_name
     allocate_shared("test", 1).close()
     assert path.exists()  # its owner lives

@@ -19,6 +19,7 @@ from kvtransfer.events import Committed, Failed
 from kvtransfer.fake import Action, Faults, faults
 from kvtransfer.frames import Kind
 from kvtransfer.outbound import OutboundTransfer
+from tests.integration.kvtransfer.pools import Setup
 from tests.integration.kvtransfer.rig import LEASE_S, SIZES, Rig, wait_until
 
 IDS = [[1, 2, 3, 4], []]
@@ -26,7 +27,7 @@ IDS = [[1, 2, 3, 4], []]
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    made = Rig("fake")
+    made = Rig(Setup("fake"))
     yield made
     made.close()
 
@@ -111,7 +112,7 @@ def test_a_sender_without_room_gives_up_within_a_lease(rig: Rig, wrong: Faults) 
 
 
 def test_a_lost_stop_is_sent_again() -> None:
-    rig = Rig("fake")
+    rig = Rig(Setup("fake"))
     wrong = faults(rig.receiver.peer.endpoint)
     wrong.add(Action.DROP, Kind.STOP)
     transfer = begin(rig, 1.0)

@@ -15,6 +15,7 @@ from kvtransfer.events import Committed, Failed
 from kvtransfer.frames import HEADER_BYTES, Header, Kind, decode, encode
 from kvtransfer.payloads import OpenFacts
 from kvtransfer.receiver import Receiver
+from tests.integration.kvtransfer.pools import Setup
 from tests.integration.kvtransfer.rig import LEASE_S, SIZES, Rig, paused, wait_until
 
 BLOCK_BYTES = SIZES[0][0]
@@ -22,7 +23,7 @@ BLOCK_BYTES = SIZES[0][0]
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    made = Rig("zmq_tcp")
+    made = Rig(Setup("zmq_tcp"))
     yield made
     made.close()
 
@@ -134,7 +135,7 @@ def test_a_transport_that_was_not_offered_is_refused(
 
 
 def test_a_direct_writer_must_name_a_liveness_file() -> None:
-    rig = Rig("shared_memory")
+    rig = Rig(Setup("shared_memory"))
     context = zmq.Context()
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     socket.connect(rig.receiver.peer.endpoint)
@@ -198,7 +199,7 @@ def test_addresses_that_cannot_be_bound(rig: Rig) -> None:
 
 
 def test_the_advertised_host_is_what_peers_are_told() -> None:
-    rig = Rig("zmq_tcp")
+    rig = Rig(Setup("zmq_tcp"))
     region_owner = rig.receiver
     receiver = Receiver(
         "decode-9",
