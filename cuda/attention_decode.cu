@@ -34,7 +34,7 @@
 
 // Where the parts of a block's shared memory lie.
 struct Shared {
-  u32 ring, queries, full, empty, unit_full, unit_empty, done;
+  u32 ring, queries, full, empty, unit_full, unit_empty, done, info_empty;
   float* merge;
   Partial* merge_stats;
   Unit* units;
@@ -47,7 +47,7 @@ struct Shared {
     queries = shared_address(at), at += kUnitSlots * kQueryBytes;
     merge = reinterpret_cast<float*>(at), at += kMergeFloats * 4;
     merge_stats = reinterpret_cast<Partial*>(at), at += kKeyGroups * ROWS * 8;
-    units = reinterpret_cast<Unit*>(at), at += kUnitSlots * 32;
+    units = reinterpret_cast<Unit*>(at), at += kInfoSlots * 32;
     weights = reinterpret_cast<float*>(at), at += (kConsumers + 1) * kMaxSplits * 4;
     pending = reinterpret_cast<int2*>(at), at += (kMaxPending + 1) * 8;
     full = shared_address(at);
@@ -55,6 +55,7 @@ struct Shared {
     unit_full = empty + STAGES * 8;
     unit_empty = unit_full + kUnitSlots * 8;
     done = unit_empty + kUnitSlots * 8;
+    info_empty = done + kInfoSlots * 8;
   }
   __device__ void init() const {
     pending[0].x = 0;
@@ -62,8 +63,11 @@ struct Shared {
     for (int i = 0; i < STAGES; ++i) barrier_init(empty + i * 8, kRowTiles);
     for (int i = 0; i < kUnitSlots; ++i) {
       barrier_init(unit_full + i * 8, 33);
-      barrier_init(unit_empty + i * 8, kConsumers + 1);
+      barrier_init(unit_empty + i * 8, kConsumers);
+    }
+    for (int i = 0; i < kInfoSlots; ++i) {
       barrier_init(done + i * 8, kConsumers);
+      barrier_init(info_empty + i * 8, 1);
     }
     barrier_init_fence();
   }
@@ -97,7 +101,8 @@ struct TableWindow {
 };
 
 __device__ __forceinline__ void produce_unit(const Params& p, const Shared& shared, const Split& split, int index,
-                                             int head, int slot, int lane) {
+                                             int head, int count, int lane) {
+  const int slot = count % kUnitSlots;
   const u32 landed = shared.unit_full + slot * 8;
   constexpr int kChunks = HEAD_DIM / 8;
   const int rows = p.group * p.queries;
@@ -108,7 +113,7 @@ __device__ __forceinline__ void produce_unit(const Params& p, const Shared& shar
   }
   barrier_arrive_cp_async(landed);
   if (lane == 0) {
-    shared.units[slot] =
+    shared.units[count % kInfoSlots] =
         Unit{split.request, split.first, split.end, split.split, split.count, split.context, index, head};
     barrier_arrive(landed);
   }
@@ -156,40 +161,55 @@ __device__ __forceinline__ void produce_tile(const Params& p, const TensorMap* m
   barrier_arrive_cp_async(landed);
 }
 
+// The units after a block's first, in order of split, head, request. `index` runs over splits.
+struct Cursor {
+  Split split;
+  int index, head;
+
+  // Loads the next unit's split. A plan ends with its last unit, so the last call reads a split again.
+  __device__ Cursor next(const Params& p, bool last) const {
+    Cursor after{split, index + 1, head};
+    if (split.split + 1 == split.count) {
+      const bool same_request = head + 1 < p.kv_heads;
+      after.head = same_request ? head + 1 : 0;
+      if (same_request) after.index = index + 1 - split.count;
+    }
+    if (!last) after.split = p.splits[after.index];
+    return after;
+  }
+};
+
 __device__ __forceinline__ void produce(const Params& p, const TensorMap* map, const Shared& shared, int lane) {
-  const int begin = p.run_start[blockIdx.x], end = p.run_start[blockIdx.x + 1];
-  Split split = p.run_first[blockIdx.x];
-  if (begin == end) return;
-  int index = begin / p.kv_heads, head = begin % p.kv_heads;
-  // Loads of the next split and of its block ids are under way while this unit's tiles are issued.
-  const auto split_after = [&](int i) { return i64(i + 1) * p.kv_heads < end ? p.splits[i + 1] : Split{}; };
-  Split following = split_after(index);
-  TableWindow first_window;
-  first_window.load(p, split, split.first >> p.block_shift, lane);
-  TableWindow following_window;
-  following_window.load(p, following, following.first >> p.block_shift, lane);
+  const RunStart start = p.run_start[blockIdx.x];
+  const int units = p.run_start[blockIdx.x + 1].unit - start.unit;
+  Cursor now{p.run_first[blockIdx.x], start.index, start.head};
+  if (units == 0) return;
+  // While a unit's tiles are issued, the next one's block ids and the split after that are under way.
+  TableWindow now_table, soon_table;
+  now_table.load(p, now.split, now.split.first >> p.block_shift, lane);
+  Cursor soon = now.next(p, units < 2), later = soon;
   u32 position = 0;
-  for (int unit = begin; unit < end; ++unit) {
-    const u32 count = unit - begin, slot = count % kUnitSlots;
-    barrier_wait(shared.unit_empty + slot * 8, count / kUnitSlots & 1 ^ 1);
-    produce_unit(p, shared, split, index, head, slot, lane);
-    TableWindow table = first_window;
+  for (int count = 0; count < units; ++count) {
+    const Split split = now.split;
+    barrier_wait(shared.unit_empty + count % kUnitSlots * 8, count / kUnitSlots & 1 ^ 1);
+    barrier_wait(shared.info_empty + count % kInfoSlots * 8, count / kInfoSlots & 1 ^ 1);
+    produce_unit(p, shared, split, now.index, now.head, count, lane);
+    const auto look_ahead = [&] {
+      soon_table.load(p, soon.split, soon.split.first >> p.block_shift, lane);
+      later = soon.next(p, count + 2 >= units);
+    };
+    TableWindow table = now_table;
     for (int token = split.first; token < split.end; token += TILE, ++position) {
       const Place place(position);
       if ((min(token + TILE, split.end) - 1) >> p.block_shift >= table.from + 32)
         table.load(p, split, token >> p.block_shift, lane);
       barrier_wait(shared.empty + place.stage * 8, place.empty_parity);
-      produce_tile(p, map, table, split, head, token, shared.ring + place.stage * kStageBytes,
+      produce_tile(p, map, table, split, now.head, token, shared.ring + place.stage * kStageBytes,
                    shared.full + place.full, lane);
+      if (token == split.first) look_ahead();  // not before: `soon` may be still on its way
     }
-    if (++head == p.kv_heads) {
-      head = 0;
-      ++index;
-      split = following;
-      first_window = following_window;
-      following = split_after(index);
-      following_window.load(p, following, following.first >> p.block_shift, lane);
-    }
+    if (split.first >= split.end) look_ahead();
+    now = soon, now_table = soon_table, soon = later;
   }
 }
 
@@ -274,42 +294,58 @@ __device__ __forceinline__ void merge_rows(const Params& p, int request, int ind
   __syncwarp();
 }
 
-// Takes a ticket for each unit of a divided request; merges, or leaves to the consumers, where it was the last.
-__device__ __forceinline__ void finish(const Params& p, const Shared& shared, int lane) {
-  const int begin = p.run_start[blockIdx.x], end = p.run_start[blockIdx.x + 1];
-  const int rows = p.group * p.queries;
+// Merges a request and head whose last partial is in, or leaves it to the consumers.
+__device__ __forceinline__ void finish_request(const Params& p, const Shared& shared, const Unit& unit, int& pending,
+                                               int lane) {
+  const int rows = p.group * p.queries, index = unit.index - unit.split;
   float* weights = shared.weights + kConsumers * kMaxSplits;
+  if (unit.count <= kFinisherSplits) {
+    for (int row = 0; row < rows; row += 4)
+      merge_rows<4, kFinisherSplits>(p, unit.request, index, unit.head, unit.count, row, rows, weights, lane);
+  } else if (pending < kMaxPending) {
+    ++pending;
+    if (lane == 0) shared.pending[pending] = make_int2(index, unit.head);
+  } else {
+    for (int row = 0; row < rows; ++row)
+      merge_rows<1, kMaxSplits>(p, unit.request, index, unit.head, unit.count, row, rows, weights, lane);
+  }
+}
+
+// Takes tickets for the units of divided requests, all that are done at once: a fence and an atomic
+// cost the same for one unit as for 16.
+__device__ __forceinline__ void finish(const Params& p, const Shared& shared, int lane) {
+  const int units = p.run_start[blockIdx.x + 1].unit - p.run_start[blockIdx.x].unit;
   int pending = 0;
-  for (int count = 0; count < end - begin; ++count) {
-    const u32 slot = count % kUnitSlots;
-    barrier_wait(shared.done + slot * 8, count / kUnitSlots & 1);
-    const Unit unit = shared.units[slot];
-    if (unit.count > 1) {
-      int last = 0;
-      if (lane == 0) {
-        i32* ticket = p.tickets + i64(unit.request) * p.kv_heads + unit.head;
-        __threadfence();  // the consumers' partials, seen through `done`, before the ticket
-        last = atomicAdd(ticket, 1) == unit.count - 1;
-        if (last) *ticket = 0;  // ready for the next launch
-        __threadfence();
-      }
-      last = __shfl_sync(~0u, last, 0);
-      if (last) {
-        const int index = unit.index - unit.split;
-        if (unit.count > kFinisherSplits && pending < kMaxPending) {
-          ++pending;
-          if (lane == 0) shared.pending[pending] = make_int2(index, unit.head);
-        } else if (unit.count > kFinisherSplits) {
-          for (int row = 0; row < rows; ++row)
-            merge_rows<1, kMaxSplits>(p, unit.request, index, unit.head, unit.count, row, rows, weights, lane);
-        } else {
-          for (int row = 0; row < rows; row += 4)
-            merge_rows<4, kFinisherSplits>(p, unit.request, index, unit.head, unit.count, row, rows, weights, lane);
-        }
-      }
+  for (int count = 0; count < units;) {
+    barrier_wait(shared.done + count % kInfoSlots * 8, count / kInfoSlots & 1);
+    const u32 mine = count + lane, slot = mine % kInfoSlots;
+    const bool done = lane < kInfoSlots && mine < units && barrier_test(shared.done + slot * 8, mine / kInfoSlots & 1);
+    const int ready = __ffs(~__ballot_sync(~0u, done)) - 1;  // done without a gap
+    Unit unit = {};
+    if (lane < ready) {
+      unit = shared.units[slot];
+      barrier_arrive(shared.info_empty + slot * 8);
     }
-    __syncwarp();
-    if (lane == 0) barrier_arrive(shared.unit_empty + slot * 8);
+    bool last = false;
+    if (unit.count > 1) {
+      i32* ticket = p.tickets + i64(unit.request) * p.kv_heads + unit.head;
+      __threadfence();  // the consumers' partials, seen through `done`, before the ticket
+      last = atomicAdd(ticket, 1) == unit.count - 1;
+      if (last) *ticket = 0;  // ready for the next launch
+    }
+    u32 lasts = __ballot_sync(~0u, last);
+    if (lasts) __threadfence();  // the ticket before others' partials
+    for (; lasts; lasts &= lasts - 1) {
+      const int from = __ffs(lasts) - 1;
+      Unit whole;
+      whole.request = __shfl_sync(~0u, unit.request, from);
+      whole.split = __shfl_sync(~0u, unit.split, from);
+      whole.count = __shfl_sync(~0u, unit.count, from);
+      whole.index = __shfl_sync(~0u, unit.index, from);
+      whole.head = __shfl_sync(~0u, unit.head, from);
+      finish_request(p, shared, whole, pending, lane);
+    }
+    count += ready;
   }
   if (lane == 0) shared.pending[0].x = pending;
 }
@@ -393,11 +429,11 @@ __device__ __forceinline__ void consume(const Params& p, const Shared& shared, i
   State state;
   Queries queries;
   u32 base = 0;  // ring position of the unit's first tile
-  const int units = p.run_start[blockIdx.x + 1] - p.run_start[blockIdx.x];
+  const int units = p.run_start[blockIdx.x + 1].unit - p.run_start[blockIdx.x].unit;
   for (int count = 0; count < units; ++count) {
     const u32 slot = count % kUnitSlots;
     barrier_wait(shared.unit_full + slot * 8, count / kUnitSlots & 1);
-    const Unit unit = shared.units[slot];
+    const Unit unit = shared.units[count % kInfoSlots];
     queries.load(shared.queries + slot * kQueryBytes, row_tile, lane);
     // The token after the last that each row sees, and the first.
     int row_end[2], row_first[2];
@@ -441,7 +477,7 @@ __device__ __forceinline__ void consume(const Params& p, const Shared& shared, i
     }
     __syncwarp();
     if (lane == 0) {
-      barrier_arrive(shared.done + slot * 8);
+      barrier_arrive(shared.done + count % kInfoSlots * 8);
       barrier_arrive(shared.unit_empty + slot * 8);
     }
   }

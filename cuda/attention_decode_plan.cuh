@@ -18,9 +18,11 @@ struct Plan {
   __device__ i64 cost() const { return i64(length - start) + i64(count) * kUnitCost; }
 };
 
-// Grid 1, block 1024. Writes splits[], run_start[runs + 1] (in units) and run_first[runs].
+// Units are ordered by request, then head, then split: most requests' partials for a head are then one
+// run's, and are merged along the way rather than all at the end.
+// Grid 1, block 1024. Writes splits[], run_start[runs + 1] and run_first[runs].
 extern "C" __global__ void __launch_bounds__(1024)
-    attention_decode_plan(const i32* __restrict__ context_lens, Split* splits, i32* run_start,
+    attention_decode_plan(const i32* __restrict__ context_lens, Split* splits, RunStart* run_start,
                           Split* run_first, i32 batch, i32 queries, i32 window, i32 kv_heads,
                           i32 runs) {
   __shared__ i32 warp_count[32];
@@ -79,13 +81,18 @@ extern "C" __global__ void __launch_bounds__(1024)
         const int index = chunk_base[r] + k;
         splits[index] = Split{chunk + r, plan.first(k), plan.end(k), k, plan.count, plan.length, {0, 0}};
         const i64 unit = i64(plan.end(k) - plan.first(k)) + kUnitCost;
-        i64 low = (chunk_cost[r] + plan.cost_before(k)) * kv_heads;
-        for (int h = 0; h < kv_heads; ++h, low += unit) {
+        i64 low = chunk_cost[r] * kv_heads + plan.cost_before(k);
+        for (int h = 0; h < kv_heads; ++h, low += plan.cost()) {
           // Run i begins where the cost reaches total * i / runs, at the nearer unit border.
           i64 run = (low * runs + total - 1) / total;
           for (; run < runs && run * total < (low + unit) * runs; ++run) {
-            const bool nearer_low = 2 * (run * total - low * runs) < unit * runs;
-            run_start[run] = index * kv_heads + h + (nearer_low ? 0 : 1);
+            RunStart start{chunk_base[r] * kv_heads + h * plan.count + k, index, h, 0};
+            if (2 * (run * total - low * runs) >= unit * runs) {
+              ++start.unit, ++start.index;
+              if (k + 1 == plan.count && h + 1 < kv_heads) start.index -= plan.count, ++start.head;
+              else if (k + 1 == plan.count) start.head = 0;
+            }
+            run_start[run] = start;
           }
         }
       }
@@ -93,10 +100,10 @@ extern "C" __global__ void __launch_bounds__(1024)
     base += all;
     base_cost += all_cost;
   }
-  if (tid == 0) run_start[runs] = base * kv_heads;
+  if (tid == 0) run_start[runs] = RunStart{base * kv_heads, 0, 0, 0};
   __syncthreads();
   for (int run = tid; run < runs; run += 1024) {
-    const int unit = run_start[run];
-    if (unit < base * kv_heads) run_first[run] = splits[unit / kv_heads];
+    const RunStart start = run_start[run];
+    if (start.unit < base * kv_heads) run_first[run] = splits[start.index];
   }
 }

@@ -47,15 +47,16 @@ constexpr bool kSharedQ = !kNarrow && (HEAD_DIM == 256 || ROWS == 128);
 constexpr int kQueryRows = kNarrow ? 8 : kRowTiles * 16;
 constexpr int kQueryPanelBytes = kQueryRows * 128;
 constexpr int kQueryBytes = kPanels * kQueryPanelBytes;
-constexpr int kUnitSlots = ROWS <= 8 ? 4 : ROWS <= 64 ? 2 : 1;  // units whose queries are at hand
+constexpr int kUnitSlots = ROWS <= 64 ? 2 : 1;  // units whose queries are at hand
+constexpr int kInfoSlots = 16;  // units that the finisher may lag behind
 constexpr int kFinisherSplits = 16;  // a request of more is merged by the consumers, at the end
 constexpr int kMaxPending = 31;
 // A key group skips the others' tiles, so it may wait for a stage before the stage's last use has
 // landed; parity cannot tell the two apart on one barrier, but does on alternate ones.
 constexpr int kFullBarriers = 2 * STAGES;
-constexpr int kBarriers = kFullBarriers + STAGES + 3 * kUnitSlots;
+constexpr int kBarriers = kFullBarriers + STAGES + 2 * kUnitSlots + 2 * kInfoSlots;
 constexpr int kSharedBytes = STAGES * kStageBytes + kUnitSlots * kQueryBytes + kMergeFloats * 4 +
-                             kKeyGroups * ROWS * 8 + kUnitSlots * 32 + kBarriers * 8 +
+                             kKeyGroups * ROWS * 8 + kInfoSlots * 32 + kBarriers * 8 +
                              (kConsumers + 1) * kMaxSplits * 4 + (kMaxPending + 1) * 8;
 #ifdef SHARED_BYTES  // what the launcher will ask for
 static_assert(kSharedBytes == SHARED_BYTES, "the tile choice counts shared memory otherwise");
@@ -72,6 +73,10 @@ struct alignas(16) Split {
 // A split for one KV head; `index` is the split's place in the plan.
 struct alignas(16) Unit {
   i32 request, first, end, split, count, context, index, head;
+};
+// Where a block's run of units begins: the unit's number, its split's place in the plan, its head.
+struct alignas(16) RunStart {
+  i32 unit, index, head, unused;
 };
 // Where the ring stands at a tile: its stage and the barriers' parities.
 struct Place {
@@ -98,7 +103,7 @@ struct Params {
   const Element* kv;
   const i32* block_tables;
   const Split* splits;
-  const i32* run_start;
+  const RunStart* run_start;
   const Split* run_first;
   const float* sinks;  // [H] or null
   Element* out;

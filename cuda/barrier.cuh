@@ -52,6 +52,18 @@ __device__ __forceinline__ void barrier_wait(u32 bar, u32 parity) {
       : "memory");
 #endif
 }
+// Whether the phase has completed; does not wait.
+__device__ __forceinline__ bool barrier_test(u32 bar, u32 parity) {
+  u32 done;
+  asm volatile(
+      "{\n\t.reg .pred done;\n\t"
+      "mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n\t"
+      "selp.u32 %0, 1, 0, done;\n\t}"
+      : "=r"(done)
+      : "r"(bar), "r"(parity)
+      : "memory");
+  return done != 0;
+}
 template <int kThreads>
 __device__ __forceinline__ void named_sync(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kThreads) : "memory");

@@ -112,7 +112,7 @@ class AttentionDecode:
             return torch.zeros(size, dtype=torch.int32, device=pool.device)
 
         self._splits = buffer(splits, 8)
-        self._run_start = buffer(self._runs + 1)
+        self._run_start = buffer(self._runs + 1, 4)
         self._run_first = buffer(self._runs, 8)
         self._partial_out = torch.empty(rows, head_dim, dtype=torch.float32, device=pool.device)
         self._partial_stats = torch.empty(rows, 2, dtype=torch.float32, device=pool.device)

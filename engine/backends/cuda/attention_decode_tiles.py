@@ -12,7 +12,8 @@ MAX_QUERIES = 8
 MAX_GROUP = 16
 MAX_STAGES = 12
 BARRIER_BYTES = 24  # of each stage
-UNIT_BYTES = 32 + 24  # a unit's description and barriers
+SLOT_BYTES = 16  # a query slot's barriers
+INFO_BYTES = 16 * (32 + 16)  # unit descriptions and their barriers
 PENDING_BYTES = 256
 RESERVED_BYTES = 1024  # of shared memory, that CUDA takes for each block
 
@@ -95,8 +96,10 @@ def _preferred(shape: DecodeShape) -> tuple[int, int]:
     if shape.head_dim == 256:
         return (16, 2) if narrow else (16 if shape.padded_rows == 128 else 32, 1)
     if shape.head_dim == 64 and shape.padded_rows < 128:
-        return 64, 2
-    return (32, 2) if narrow else (32 if shape.padded_rows == 128 else 64, 1)
+        return (64 if narrow else 32), 2
+    if shape.padded_rows == 128:
+        return 32, 1
+    return 32 if narrow else 16, 2
 
 
 def choose_tiles(
@@ -137,11 +140,12 @@ def _fit(shape: DecodeShape, device: DeviceFacts, tile: int, blocks: int, tma: b
     key_groups = consumers // row_tiles
     panels = -(-shape.head_dim // 64)
     stage_bytes = 2 * panels * tile * 128 + BARRIER_BYTES
-    slots = 4 if rows <= 8 else 2 if rows <= 64 else 1
+    slots = 2 if rows <= 64 else 1
     query_bytes = panels * (row_tiles * 16 if rows > 8 else 8) * 128
     merge_bytes = key_groups * rows * (shape.head_dim + 8) * 4 if key_groups > 1 else 0
     fixed = (
-        slots * (query_bytes + UNIT_BYTES)
+        slots * (query_bytes + SLOT_BYTES)
+        + INFO_BYTES
         + merge_bytes
         + key_groups * rows * 8
         + (consumers + 1) * MAX_SPLITS * 4
