@@ -20,6 +20,7 @@ COMMANDS = {
     "status": "show workers, KV use and queues",
     "models": "list models, or fetch the default one",
     "demo": "start a cluster, ask one question, print answer and figures, stop",
+    "loadtest": "measure a cluster under load (baton loadtest --help)",
     "serve": "run one service: baton serve gateway|prefill|decode (--help for its flags)",
 }
 SERVICES = ("gateway", "prefill", "decode")
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["serve"]:
             return _serve(arguments[1:])
+        if arguments[:1] == ["loadtest"]:
+            # The harness is a client of its own; importing it here would bind the two together.
+            harness = importlib.import_module("loadtest.main")
+            return int(harness.main(arguments[1:], prog="baton loadtest"))
         return _run(arguments)
     except BatonError as error:
         print(f"baton: {error}", file=sys.stderr)
