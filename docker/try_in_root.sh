@@ -26,6 +26,7 @@ make_base() {
   local container
   container=$(buildah from scratch)
   buildah add -q "$container" "$WORK/base" / > /dev/null
+  buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin --cmd bash "$container"
   buildah commit -q "$container" "$BASE" > /dev/null
   buildah rm "$container" > /dev/null
 }
