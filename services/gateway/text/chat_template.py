@@ -10,70 +10,123 @@ from typing import NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
 from services.common.errors import BatonError, ErrorReason
+from services.gateway.text.reasoning import CLOSE
+from services.gateway.text.tool_calls import ToolFormat, detect_format
 
 # What a template may read of a message: text, and for turns of tools nested JSON.
 Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Message = Mapping[str, Json]
 
 
+# What render() itself sets.
+_OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
+
+
 class ChatTemplate:
     """A model's template, compiled.
 
+    Attributes:
+        takes_tools: it shows tools to the model.
+        tool_format: how the model writes calls; None: unknown.
+        marks_reasoning: its model thinks between <think> and </think>.
     Raises:
         ValueError: a file cannot be read or is not a template; names it.
     """
 
     def __init__(self, directory: Path) -> None:
         config = _read_json(directory / "tokenizer_config.json")
-        source = _template_source(directory, config)
+        sources = _template_sources(directory, config)
         self._special_tokens = _special_tokens(config)
-        self._template: jinja2.Template | None = None
-        if source is not None:
+        self._templates: dict[str, jinja2.Template] = {}
+        environment = _environment()
+        for name, source in sources.items():
             try:
-                self._template = _environment().from_string(source)
+                self._templates[name] = environment.from_string(source)
             except jinja2.TemplateSyntaxError as error:
                 raise ValueError(f"model: the chat template in {directory} is not valid: {error}") from error
+        source = sources.get("tool_use", sources.get("default", ""))
+        self.takes_tools = "tools" in jinja2.meta.find_undeclared_variables(environment.parse(source))
+        self.tool_format: ToolFormat | None = detect_format(source)
+        self.marks_reasoning = CLOSE in source
 
-    def render(self, messages: Sequence[Message], *, field: str = "messages") -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Json] = (),
+        variables: Mapping[str, Json] | None = None,
+        field: str = "messages",
+    ) -> str:
         """Return the prompt that asks for the assistant's next turn.
 
+        Args:
+            tools: as OpenAI's API describes them; only if `takes_tools`.
+            variables: further ones that the template may read.
         Raises:
             BatonError: the model has no template, or the template refuses the conversation.
         """
-        if self._template is None:
+        template = self._templates.get("tool_use") if tools else None
+        template = template or self._templates.get("default")
+        if template is None:
             raise _bad(field, "this model has no chat template; send text or token ids")
+        for name in variables or {}:
+            if name in _OWN_VARIABLES:
+                raise _bad(f"chat_template_kwargs.{name}", "this variable is set from the request")
         try:
-            return self._template.render(
-                messages=[_normalise(message, f"{field}[{i}]") for i, message in enumerate(messages)],
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._special_tokens,
+            return template.render(
+                {
+                    **self._special_tokens,
+                    **(variables or {}),
+                    "messages": [_normalise(message, f"{field}[{i}]") for i, message in enumerate(messages)],
+                    "tools": list(tools) or None,
+                    "documents": None,
+                    "add_generation_prompt": True,
+                }
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise _bad(field, f"the model's chat template refuses the conversation: {error}") from error
 
 
 def _normalise(message: Message, field: str) -> Message:
-    """Make the content one string: templates concatenate it."""
+    """Make the content one string, because templates concatenate it, and arguments of calls objects."""
     content = message.get("content")
     if content is None:
-        return {**message, "content": ""}
-    if isinstance(content, str):
-        return message
-    texts: list[str] = []
-    assert isinstance(content, Sequence)
-    for index, part in enumerate(content):
-        text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-        if not isinstance(text, str):
-            raise _bad(f"{field}.content[{index}]", 'only parts of type "text" are supported')
-        texts.append(text)
-    return {**message, "content": "\n".join(texts)}
+        content = ""
+    if not isinstance(content, str):
+        assert isinstance(content, Sequence)
+        content = "\n".join(_text_of(part, f"{field}.content[{i}]") for i, part in enumerate(content))
+    calls = message.get("tool_calls")
+    if not isinstance(calls, Sequence) or not calls:
+        return {**message, "content": content}
+    parsed = [_parse_call(call, f"{field}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return {**message, "content": content, "tool_calls": parsed}
+
+
+def _text_of(part: Json, field: str) -> str:
+    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise _bad(field, 'only parts of type "text" are supported')
+    return text
+
+
+def _parse_call(call: Json, field: str) -> Json:
+    """Return a call whose arguments are an object: templates write them as JSON themselves."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        raise _bad(f"{field}.function", "must be an object with name and arguments")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(arguments or "{}")}}
+    except ValueError:
+        raise _bad(f"{field}.function.arguments", "must be the text of a JSON object") from None
 
 
 def _bad(field: str, message: str) -> BatonError:
@@ -92,15 +145,17 @@ def _read_json(path: Path) -> dict[str, Json]:
     return content
 
 
-def _template_source(directory: Path, config: Mapping[str, Json]) -> str | None:
+def _template_sources(directory: Path, config: Mapping[str, Json]) -> dict[str, str]:
+    """Return the templates by name: "default", perhaps "tool_use"."""
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return {"default": path.read_text(encoding="utf-8")}
     source = config.get("chat_template")
-    if isinstance(source, Sequence) and not isinstance(source, str):
-        named = {str(item["name"]): item["template"] for item in source if isinstance(item, Mapping)}
-        source = named.get("default")
-    return source if isinstance(source, str) else None
+    if isinstance(source, str):
+        return {"default": source}
+    if not isinstance(source, Sequence):
+        return {}
+    return {str(item["name"]): str(item["template"]) for item in source if isinstance(item, Mapping)}
 
 
 def _special_tokens(config: Mapping[str, Json]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Set
 
 from services.gateway.text.tokenizer import Tokenizer
 
@@ -13,17 +14,18 @@ class Detokenizer:
     A token is bytes, and a character may span tokens, so bytes go through an
     incremental UTF-8 decoder: it keeps an unfinished character until the rest of
     it comes, and gives U+FFFD only for what can no longer become one. Control
-    tokens have no text. The leading space of a SentencePiece token stays, because
-    an answer continues a prompt.
+    tokens have no text, except those `shown`. The leading space of a SentencePiece
+    token stays, because an answer continues a prompt.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: Set[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         """Return the text that this token completes; may be empty."""
-        if self._tokenizer.is_special(token_id):
+        if self._tokenizer.is_special(token_id) and token_id not in self._shown:
             return ""
         return self._decoder.decode(self._tokenizer.token_bytes(token_id))
 

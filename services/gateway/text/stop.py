@@ -30,7 +30,7 @@ class StopStrings:
             _, start, self.matched = min(found)
             self._held = ""
             return text[:start]
-        safe = len(text) - self._num_held(text)
+        safe = len(text) - num_held(text, self._stops)
         self._held = text[safe:]
         return text[:safe]
 
@@ -39,11 +39,12 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _num_held(self, text: str) -> int:
-        """Return the length of the longest end of the text that begins a stop string."""
-        longest = min(len(text), max(map(len, self._stops)) - 1)
-        for length in range(longest, 0, -1):
-            end = text[-length:]
-            if any(stop.startswith(end) for stop in self._stops):
-                return length
-        return 0
+
+def num_held(text: str, markers: Sequence[str]) -> int:
+    """Return the length of the longest end of the text that begins a marker but is not all of it."""
+    longest = min(len(text), max(map(len, markers)) - 1)
+    for length in range(longest, 0, -1):
+        end = text[-length:]
+        if any(marker.startswith(end) for marker in markers):
+            return length
+    return 0

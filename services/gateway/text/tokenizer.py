@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
@@ -19,6 +20,8 @@ _SENTENCE_PIECE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 class Tokenizer:
     """A tokenizer.json.
 
+    Attributes:
+        vocab_size: ids are below this; a model may have rows for more.
     Raises:
         ValueError: the file is missing, corrupt, or has a decoder that is not supported; names it.
     """
@@ -37,6 +40,7 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._is_byte_level = _is_byte_level(decoder, path)
+        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._bytes: dict[int, bytes] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -53,6 +57,16 @@ class Tokenizer:
         if len(text) <= INLINE_CHARS:
             return self.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.encode, text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of ids; control tokens have none, and U+FFFD stands for invalid bytes."""
+        known = [self.token_bytes(token_id) for token_id in token_ids if not self.is_special(token_id)]
+        return b"".join(known).decode(errors="replace")
+
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token as the vocabulary spells it; None: it is not there."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
 
     def is_special(self, token_id: int) -> bool:
         """Tell whether the id is a control token, which has no text."""

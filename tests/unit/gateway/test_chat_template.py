@@ -7,6 +7,7 @@ import pytest
 
 from services.common.errors import BatonError, ErrorReason
 from services.gateway.text.chat_template import ChatTemplate, Message
+from services.gateway.text.tool_calls import ToolFormat
 
 USER: Message = {"role": "user", "content": "hi"}
 
@@ -76,3 +77,58 @@ def test_a_model_without_template_says_so(tmp_path: Path) -> None:
 def test_a_broken_template_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not valid"):
         template(tmp_path, "{% for %}")
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+TOOL_TEMPLATE = (
+    "{% if not tools is defined %}{% set tools = none %}{% endif %}"
+    "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %};{% endfor %}"
+)
+
+
+def test_tools_are_shown_and_arguments_are_objects(tmp_path: Path) -> None:
+    made = template(tmp_path, TOOL_TEMPLATE)
+    assert (made.takes_tools, made.tool_format) == (True, ToolFormat.HERMES)
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
+    turn: Message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert made.render([USER, turn]) == 'user:hi;assistant:{"a": [1]};'
+    assert made.render([USER], tools=[TOOL]) == f"<tool_call>[{json.dumps(TOOL)}]user:hi;"
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        ({"function": {"name": "f", "arguments": "{"}}, "function.arguments"),
+        ({"id": "x"}, "function"),
+    ],
+)
+def test_a_broken_call_is_refused_by_place(tmp_path: Path, call: Message, field: str) -> None:
+    turn: Message = {"role": "assistant", "tool_calls": [call]}
+    with pytest.raises(BatonError) as caught:
+        template(tmp_path, TOOL_TEMPLATE).render([USER, turn])
+    assert caught.value.field == f"messages[1].tool_calls[0].{field}"
+
+
+def test_a_plain_template_takes_no_tools(tmp_path: Path) -> None:
+    made = template(tmp_path, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert (made.takes_tools, made.tool_format, made.marks_reasoning) == (False, None, False)
+
+
+def test_the_template_for_tools_is_taken_when_there_are_some(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "{{ tools | length }}"}, {"name": "default", "template": "-"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    made = ChatTemplate(tmp_path)
+    assert made.takes_tools
+    assert made.render([USER], tools=[TOOL, TOOL]) == "2"
+    assert made.render([USER]) == "-"
+
+
+def test_further_variables_reach_the_template_but_not_its_own(tmp_path: Path) -> None:
+    made = template(tmp_path, "{% if think %}<think>{% else %}</think>{% endif %}")
+    assert made.marks_reasoning
+    assert made.render([USER], variables={"think": True}) == "<think>"
+    with pytest.raises(BatonError) as caught:
+        made.render([USER], variables={"messages": []})
+    assert caught.value.field == "chat_template_kwargs.messages"
