@@ -20,6 +20,7 @@ class ErrorReason(enum.Enum):
     """Why a request was refused or ended early; the name is what clients see."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    CONTEXT_LENGTH_EXCEEDED = "CONTEXT_LENGTH_EXCEEDED"
     TOO_LARGE = "TOO_LARGE"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     WORKER_NOT_FOUND = "WORKER_NOT_FOUND"
@@ -60,6 +61,7 @@ _GRPC = grpc.StatusCode
 
 ERROR_TABLE: dict[ErrorReason, ErrorStatus] = {
     ErrorReason.INVALID_ARGUMENT: ErrorStatus(_GRPC.INVALID_ARGUMENT, 400),
+    ErrorReason.CONTEXT_LENGTH_EXCEEDED: ErrorStatus(_GRPC.INVALID_ARGUMENT, 400),
     ErrorReason.TOO_LARGE: ErrorStatus(_GRPC.INVALID_ARGUMENT, 413),
     ErrorReason.MODEL_NOT_FOUND: ErrorStatus(_GRPC.NOT_FOUND, 404),
     ErrorReason.WORKER_NOT_FOUND: ErrorStatus(_GRPC.NOT_FOUND, 404),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import BatonError, ErrorReason
 from services.gateway.registry import Registry
+from services.gateway.sampling import bad_field
 from services.gateway.text.chat_template import ChatTemplate
+from services.gateway.text.message import MessageParser
+from services.gateway.text.reasoning import CLOSE, OPEN, ReasoningSplitter
 from services.gateway.text.tokenizer import Tokenizer
+from services.gateway.text.tool_calls import MARKS, make_parser
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,35 @@ class ServedModel:
                 f"model: {name!r} is not served; known: {self.name!r}",
                 field="model",
             )
+
+    def shown_tokens(self, *, with_tools: bool) -> frozenset[int]:
+        """Return the control tokens that `message_parser` must see as text."""
+        format = self.template.tool_format
+        marks = [*((OPEN, CLOSE) if self.template.marks_reasoning else ())]
+        marks += MARKS[format] if with_tools and format is not None else ()
+        ids = (self.tokenizer.id_of(mark) for mark in marks)
+        return frozenset(token_id for token_id in ids if token_id is not None)
+
+    def message_parser(self, prompt: str, tool_names: Set[str]) -> MessageParser:
+        """Return what splits an answer to a chat into reasoning, text and calls of tools."""
+        reasoning: ReasoningSplitter | None = None
+        if self.template.marks_reasoning:
+            reasoning = ReasoningSplitter(is_open=prompt.rstrip().endswith(OPEN))
+        format = self.template.tool_format
+        tools = make_parser(format, tool_names) if tool_names and format is not None else None
+        return MessageParser(reasoning, tools)
+
+    def detokenize(self, token_ids: Sequence[int], field: str) -> str:
+        """Return the text of ids.
+
+        Raises:
+            BatonError: INVALID_ARGUMENT: an id is not in the vocabulary.
+        """
+        size = self.tokenizer.vocab_size
+        for index, token_id in enumerate(token_ids):
+            if token_id >= size:
+                raise bad_field(f"{field}[{index}]", f"ids must be below {size}, got {token_id}")
+        return self.tokenizer.decode(token_ids)
 
     @property
     def is_ready(self) -> bool:

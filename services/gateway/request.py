@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from baton.v1.sampling_pb2 import SamplingParams
+from services.common.errors import BatonError, ErrorReason
 from services.common.ids import new_id
 from services.gateway.model import ModelLimits, ServedModel
 from services.gateway.sampling import bad_field, check_sampling, for_workers
-from services.gateway.text.chat_template import Message
+from services.gateway.text.chat_template import Json, Message
 
 MAX_ID_CHARS = 128
 MAX_PRIORITY = 100
@@ -27,10 +28,17 @@ class TextInput:
 
 @dataclass(frozen=True, slots=True)
 class ChatInput:
-    """A conversation."""
+    """A conversation.
+
+    Attributes:
+        tools: shown to the model, as OpenAI's API describes them.
+        variables: further ones of the model's template.
+    """
 
     messages: Sequence[Message]
     field: str = "messages"
+    tools: Sequence[Json] = ()
+    variables: Mapping[str, Json] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,8 @@ class Request:
         request_id: the client's, or minted; in logs.
         key: unique among all requests of all gateways; workers' ids are made from it.
         token_ids: the prompt.
+        prompt_text: its text, template included; None: it came as ids.
+        shown_tokens: control tokens whose text the answer shows.
         sampling: as workers get it: max_tokens and seed set.
         stop: strings that end the answer.
         received: time of receipt, time.monotonic(), seconds.
@@ -62,6 +72,8 @@ class Request:
     request_id: str
     key: str
     token_ids: Sequence[int]
+    prompt_text: str | None
+    shown_tokens: Set[int]
     sampling: SamplingParams
     stop: tuple[str, ...]
     priority: int
@@ -71,30 +83,36 @@ class Request:
     text_s: float
 
 
-async def tokenize(model: ServedModel, source: Input) -> list[int]:
-    """Return the prompt's ids.
+async def tokenize(
+    model: ServedModel, source: Input, *, add_special_tokens: bool | None = None
+) -> tuple[list[int], str | None]:
+    """Return the prompt's ids, and its text unless it came as ids.
 
+    Args:
+        add_special_tokens: None: to plain text only, since templates write their own.
     Raises:
         BatonError: INVALID_ARGUMENT: empty, not valid UTF-8, or refused by the template.
     """
+    text: str | None = None
+    is_plain = isinstance(source, TextInput)
     match source:
         case TextInput():
-            _check_utf8(source.field, source.text)
-            ids = await model.tokenizer.encode_async(source.text, add_special_tokens=True)
-            is_empty = not source.text
+            text = source.text
         case ChatInput():
             if not source.messages:
                 raise bad_field(source.field, "at least one message is needed")
-            text = model.template.render(source.messages, field=source.field)
-            _check_utf8(source.field, text)
-            ids = await model.tokenizer.encode_async(text, add_special_tokens=False)
-            is_empty = False
+            text = model.template.render(
+                source.messages, tools=source.tools, variables=source.variables, field=source.field
+            )
         case TokenInput():
             ids = list(source.token_ids)
-            is_empty = False
-    if is_empty or not ids:
+    if text is not None:
+        _check_utf8(source.field, text)
+        special = is_plain if add_special_tokens is None else add_special_tokens
+        ids = await model.tokenizer.encode_async(text, add_special_tokens=special)
+    if not ids or (is_plain and not text):
         raise bad_field(source.field, "the prompt is empty; at least one token is needed")
-    return ids
+    return ids, text
 
 
 async def prepare(
@@ -106,6 +124,7 @@ async def prepare(
     priority: int = 0,
     cache_salt: str = "",
     request_id: str = "",
+    shown_tokens: Set[int] = frozenset(),
     timeout_s: float,
 ) -> Request:
     """Check a request and tokenize its prompt.
@@ -114,7 +133,7 @@ async def prepare(
         prefix: of sampling fields in messages: "sampling." in gRPC.
         timeout_s: from now until the deadline.
     Raises:
-        BatonError: INVALID_ARGUMENT (names field and limit), NO_WORKER.
+        BatonError: INVALID_ARGUMENT, CONTEXT_LENGTH_EXCEEDED (both name field and limit), NO_WORKER.
     """
     received = time.monotonic()
     limits = model.limits()
@@ -126,7 +145,7 @@ async def prepare(
         raise bad_field("priority", f"must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}")
     check_sampling(sampling, vocab_size=limits.vocab_size, prefix=prefix)
     started = time.monotonic()
-    token_ids = await tokenize(model, source)
+    token_ids, prompt_text = await tokenize(model, source)
     text_s = time.monotonic() - started
     max_tokens = _check_length(token_ids, sampling, limits, source.field, prefix)
     key = new_id()
@@ -134,6 +153,8 @@ async def prepare(
         request_id=request_id or key,
         key=key,
         token_ids=token_ids,
+        prompt_text=prompt_text,
+        shown_tokens=shown_tokens,
         sampling=for_workers(sampling, max_tokens),
         stop=tuple(sampling.stop),
         priority=priority,
@@ -163,7 +184,7 @@ def _check_length(
         raise bad_field(field, f"token ids must be from 0 to {limits.vocab_size - 1}")
     room = limits.context_length - len(token_ids)
     if room < 1:
-        raise bad_field(
+        raise _too_long(
             field,
             f"the prompt has {len(token_ids)} tokens; at most {limits.context_length - 1} leave room for an "
             f"answer in the context of {limits.context_length}",
@@ -171,12 +192,16 @@ def _check_length(
     if not sampling.HasField("max_tokens"):
         return room
     if sampling.max_tokens > room:
-        raise bad_field(
+        raise _too_long(
             prefix + "max_tokens",
             f"{len(token_ids)} prompt tokens and {sampling.max_tokens} to generate exceed the context of "
             f"{limits.context_length} tokens",
         )
     return sampling.max_tokens
+
+
+def _too_long(field: str, message: str) -> BatonError:
+    return BatonError(ErrorReason.CONTEXT_LENGTH_EXCEEDED, f"{field}: {message}", field=field)
 
 
 def _check_utf8(field: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -17,18 +18,25 @@ _TEMPLATE = (
 )
 
 
-def write_byte_tokenizer(directory: Path) -> Path:
-    """Write the files; token id = 3 + byte, after <pad>, <s> and </s>. Returns the directory."""
+def write_byte_tokenizer(
+    directory: Path, *, template: str = _TEMPLATE, special_tokens: Sequence[str] = ()
+) -> Path:
+    """Write the files; token id = 3 + byte, after <pad>, <s> and </s>, before more special tokens.
+
+    Returns the directory.
+    """
     chars = _chars()
     vocab = {"<pad>": 0, "<s>": 1, "</s>": 2, **{chars[byte]: NUM_SPECIAL + byte for byte in range(256)}}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<pad>", "<s>", "</s>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True) for token in ("<pad>", "<s>", "</s>", *special_tokens)]
+    )
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
-    (directory / "chat_template.jinja").write_text(_TEMPLATE)
+    (directory / "chat_template.jinja").write_text(template)
     return directory
 
 

@@ -21,7 +21,7 @@ from services.common.errors import BatonError, ErrorReason
 from services.common.ids import new_id, new_incarnation
 from services.common.server import GrpcServer
 from services.gateway.registry import Registry
-from tests.support.byte_tokenizer import NUM_SPECIAL, VOCAB_SIZE
+from tests.support.byte_tokenizer import EOS, NUM_SPECIAL, VOCAB_SIZE
 
 BLOCK_SIZE = 16
 CONTEXT_LENGTH = 2048
@@ -51,7 +51,7 @@ def logprobs(token: int, sampling: SamplingParams) -> TokenLogprobs | None:
 
 def finish_reason(tokens: Sequence[int], num_prompt: int, sampling: SamplingParams) -> FinishReason:
     """Return why the request ended with its last token, or 0."""
-    if tokens[-1] in sampling.stop_token_ids:
+    if tokens[-1] in sampling.stop_token_ids or (tokens[-1] == EOS and not sampling.ignore_eos):
         return FinishReason.FINISH_REASON_STOP
     if len(tokens) - num_prompt >= sampling.max_tokens:
         return FinishReason.FINISH_REASON_LENGTH
@@ -75,6 +75,7 @@ class ScriptedDecode(decode_pb2_grpc.DecodeServiceServicer):
     Attributes:
         capacity: reservations that fit; more wait.
         step_s: time of a step.
+        on_reserve: told every request that Reserve got.
         reserve_errors: raised by the next calls of Reserve, in order.
         paused: no steps while it is set.
         held: what holds blocks now, by request id.
@@ -86,6 +87,7 @@ class ScriptedDecode(decode_pb2_grpc.DecodeServiceServicer):
         self.incarnation = new_incarnation()
         self.capacity = capacity
         self.step_s = step_s
+        self.on_reserve: Callable[[decode_pb2.ReserveRequest], None] = lambda request: None
         self.reserve_errors: list[BatonError] = []
         self.paused = False
         self.held: dict[str, Reservation] = {}
@@ -98,6 +100,7 @@ class ScriptedDecode(decode_pb2_grpc.DecodeServiceServicer):
 
     async def Reserve(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
         self.log.append(f"{request.request_id} {len(request.token_ids)}")
+        self.on_reserve(request)
         if self.reserve_errors:
             raise self.reserve_errors.pop(0)
         if request.reservation_id:

@@ -30,6 +30,7 @@ class Exchange:
 
     Attributes:
         has_started: the answer's status is out.
+        path_params: the parts of the path that its route names.
         request_id: the client's X-Request-Id, or minted; every answer carries it.
     """
 
@@ -37,6 +38,7 @@ class Exchange:
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
+        self.path_params: dict[str, str] = scope.get("path_params", {})
         self.has_started = False
         self.request_id = self.header("x-request-id")[:MAX_ID_CHARS] or new_id()
 

@@ -9,27 +9,35 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from baton.v1.inference_pb2 import Usage
-from baton.v1.sampling_pb2 import FinishReason, TokenLogprob, TokenLogprobs
+from baton.v1.sampling_pb2 import TokenLogprob, TokenLogprobs
 from services.common.ids import new_id
+from services.gateway.http.logprobs import clamp, show_token
+from services.gateway.http.values import Json
+from services.gateway.text.detokenizer import Detokenizer
+from services.gateway.text.message import MessagePart
 from services.gateway.text.tokenizer import Tokenizer
-
-Json = str | int | float | bool | None | Sequence["Json"] | dict[str, "Json"]
-
-_LEAST_LOGPROB = -9999.0  # JSON has no infinity
-_FINISH = {
-    FinishReason.FINISH_REASON_STOP: "stop",
-    FinishReason.FINISH_REASON_LENGTH: "length",
-}
 
 
 @dataclass(slots=True)
 class Choice:
-    """One answer, whole or a part of it."""
+    """One answer, whole or a part of it.
+
+    Attributes:
+        first_call: number of the message's calls before those in `part`.
+        finish: OpenAI's finish reason; None: it goes on.
+    """
 
     index: int
-    text: str = ""
+    part: MessagePart = field(default_factory=MessagePart)
+    first_call: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: FinishReason = FinishReason.FINISH_REASON_UNSPECIFIED
+    finish: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show."""
+        part = self.part
+        return not (part.text or part.reasoning or part.tool_calls or self.logprobs or self.finish)
 
 
 class Format(Protocol):
@@ -89,7 +97,13 @@ class ChatFormat:
 
     def whole(self, choice: Choice) -> dict[str, Json]:
         """Return a complete choice."""
-        message: dict[str, Json] = {"role": "assistant", "content": choice.text, "refusal": None}
+        part = choice.part
+        message: dict[str, Json] = {"role": "assistant", "content": part.text, "refusal": None}
+        if part.reasoning:
+            message["reasoning_content"] = part.reasoning
+        if part.tool_calls:
+            message["content"] = part.text or None
+            message["tool_calls"] = _calls(choice)
         return {"index": choice.index, "message": message, **self._rest(choice)}
 
     def opening(self, choice: Choice) -> dict[str, Json] | None:
@@ -99,27 +113,34 @@ class ChatFormat:
 
     def chunk(self, choice: Choice) -> dict[str, Json]:
         """Return a part of a choice."""
-        is_last = bool(choice.finish_reason) and not choice.text
-        delta: dict[str, Json] = {} if is_last else {"content": choice.text}
+        part = choice.part
+        delta: dict[str, Json] = {}
+        if part.reasoning:
+            delta["reasoning_content"] = part.reasoning
+        if part.text:
+            delta["content"] = part.text
+        if part.tool_calls:
+            calls = enumerate(_calls(choice), choice.first_call)
+            delta["tool_calls"] = [{"index": i, **call} for i, call in calls]
         return {"index": choice.index, "delta": delta, **self._rest(choice)}
 
     def _rest(self, choice: Choice) -> dict[str, Json]:
         logprobs: Json = None
         if choice.logprobs:
-            content = [
-                {**self._token(entry.sampled), "top_logprobs": [self._token(top) for top in entry.top]}
-                for entry in choice.logprobs
-            ]
+            content = [show_token(self._tokenizer, entry) for entry in choice.logprobs]
             logprobs = {"content": content, "refusal": None}
-        return {"logprobs": logprobs, "finish_reason": _FINISH.get(choice.finish_reason)}
+        return {"logprobs": logprobs, "finish_reason": choice.finish}
 
-    def _token(self, entry: TokenLogprob) -> dict[str, Json]:
-        spelled = self._tokenizer.token_bytes(entry.token_id)
-        return {
-            "token": spelled.decode(errors="replace"),
-            "logprob": max(entry.logprob, _LEAST_LOGPROB),
-            "bytes": list(spelled),
+
+def _calls(choice: Choice) -> list[dict[str, Json]]:
+    return [
+        {
+            "id": f"call_{new_id()}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
         }
+        for call in choice.part.tool_calls
+    ]
 
 
 class TextFormat:
@@ -130,6 +151,7 @@ class TextFormat:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._texts: dict[int, Detokenizer] = {}
         self._offsets: dict[int, int] = {}
 
     def whole(self, choice: Choice) -> dict[str, Json]:
@@ -144,40 +166,45 @@ class TextFormat:
         """Return a part of a choice."""
         return {
             "index": choice.index,
-            "text": choice.text,
+            "text": choice.part.text,
             "logprobs": self._logprobs(choice) if choice.logprobs else None,
-            "finish_reason": _FINISH.get(choice.finish_reason),
+            "finish_reason": choice.finish,
         }
 
     def _logprobs(self, choice: Choice) -> dict[str, Json]:
-        tokens = [self._spell(entry.sampled) for entry in choice.logprobs]
-        offset = self._offsets.get(choice.index, 0)
-        offsets: list[int] = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
-        self._offsets[choice.index] = offset
         return {
-            "tokens": tokens,
-            "token_logprobs": [max(entry.sampled.logprob, _LEAST_LOGPROB) for entry in choice.logprobs],
+            "tokens": [self._spell(entry.sampled) for entry in choice.logprobs],
+            "token_logprobs": [clamp(entry.sampled.logprob) for entry in choice.logprobs],
             "top_logprobs": [
-                {self._spell(top): max(top.logprob, _LEAST_LOGPROB) for top in (*entry.top, entry.sampled)}
+                {self._spell(top): clamp(top.logprob) for top in (*entry.top, entry.sampled)}
                 for entry in choice.logprobs
             ],
-            "text_offset": offsets,
+            "text_offset": [self._offset(choice.index, entry.sampled) for entry in choice.logprobs],
         }
 
+    def _offset(self, index: int, entry: TokenLogprob) -> int:
+        """Return where in the choice's text the token begins, or the character that it is a part of."""
+        text = self._texts.setdefault(index, Detokenizer(self._tokenizer))
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + len(text.push(entry.token_id))
+        return offset
+
     def _spell(self, entry: TokenLogprob) -> str:
-        return self._tokenizer.token_bytes(entry.token_id).decode(errors="replace")
+        """Return a token's text, or "bytes:\\xe2\\x82" of one that is no whole characters, as OpenAI does."""
+        spelled = self._tokenizer.token_bytes(entry.token_id)
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
 
-def show_usage(usages: Sequence[Usage], num_choices: int) -> dict[str, Json]:
+def show_usage(usages: Sequence[Usage], num_samples: int) -> dict[str, Json]:
     """Return OpenAI's usage.
 
     Args:
-        usages: in order of choices; a prompt is counted once for its `num_choices` answers.
+        usages: in order of choices; a prompt is counted once for its `num_samples` answers.
     """
-    prompts = usages[::num_choices]
+    prompts = usages[::num_samples]
     prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
     completion_tokens = sum(usage.completion_tokens for usage in usages)
     return {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from baton.v1.sampling_pb2 import SamplingParams
-from services.gateway.http.schema import ChatBody, ChatTurn, CompletionBody, GenerationBody
+from services.gateway.http.schema import ChatBody, ChatTurn, CompletionBody, SamplingBody, Tool
 from services.gateway.request import ChatInput, Input, TextInput, TokenInput
 from services.gateway.sampling import bad_field
-from services.gateway.text.chat_template import Message
+from services.gateway.text.chat_template import ChatTemplate, Json, Message
 
 # OpenAI's default of plain completions.
 DEFAULT_COMPLETION_TOKENS = 16
@@ -31,7 +33,7 @@ def chat_sampling(body: ChatBody) -> SamplingParams:
     Raises:
         BatonError: INVALID_ARGUMENT: fields contradict each other.
     """
-    params = _sampling(body)
+    params = base_sampling(body)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if max_tokens is not None:
         params.max_tokens = max_tokens
@@ -43,17 +45,74 @@ def chat_sampling(body: ChatBody) -> SamplingParams:
 
 
 def completion_sampling(body: CompletionBody) -> SamplingParams:
-    """Return the sampling parameters of a plain completion."""
-    params = _sampling(body)
+    """Return the sampling parameters of a plain completion.
+
+    Raises:
+        BatonError: INVALID_ARGUMENT: fields contradict each other.
+    """
+    best_of = num_samples(body)
+    if best_of < (body.n or 1):
+        raise bad_field("best_of", f"must be at least n ({body.n}), got {best_of}")
+    if best_of > (body.n or 1) and body.stream:
+        raise bad_field("best_of", "what is best is known at the end only; set stream to false")
+    if body.echo and body.logprobs is not None:
+        raise bad_field(
+            "logprobs", "log-probabilities of a prompt are not supported; leave out either logprobs or echo"
+        )
+    params = base_sampling(body)
     params.max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     if body.logprobs is not None:
         params.logprobs = body.logprobs
+    elif best_of > (body.n or 1):
+        params.logprobs = 0  # to choose by
     return params
 
 
-def chat_input(body: ChatBody) -> ChatInput:
+def num_samples(body: CompletionBody) -> int:
+    """Return how many answers to draw for each prompt."""
+    return (body.n or 1) if body.best_of is None else body.best_of
+
+
+def chat_input(
+    turns: Sequence[ChatTurn],
+    tools: Sequence[Tool] = (),
+    variables: Mapping[str, Json] | None = None,
+) -> ChatInput:
     """Return the conversation."""
-    return ChatInput([_message(turn) for turn in body.messages])
+    shown = [tool.model_dump(exclude_none=True) for tool in tools]
+    return ChatInput([_message(turn) for turn in turns], tools=shown, variables=variables or {})
+
+
+def chat_tools(body: ChatBody, template: ChatTemplate) -> list[Tool]:
+    """Return the tools that the model may call; empty: none.
+
+    Raises:
+        BatonError: INVALID_ARGUMENT: what is asked for cannot be had.
+    """
+    if body.tool_choice not in (None, "none", "auto"):
+        raise bad_field(
+            "tool_choice",
+            'only "none" and "auto" are supported: forcing a call ("required", a named function) is not yet',
+        )
+    return check_tools(body.tools or [], template) if body.tool_choice != "none" else []
+
+
+def check_tools(tools: list[Tool], template: ChatTemplate) -> list[Tool]:
+    """Return the tools if the model can be shown them.
+
+    Raises:
+        BatonError: INVALID_ARGUMENT: it cannot, or arguments would have to be enforced.
+    """
+    for i, tool in enumerate(tools):
+        if tool.function.strict:
+            raise bad_field(
+                f"tools[{i}].function.strict", "this is not supported yet: arguments cannot be enforced"
+            )
+    if tools and not template.takes_tools:
+        raise bad_field("tools", "this model's chat template does not show tools to the model")
+    if tools and template.tool_format is None:
+        raise bad_field("tools", "the format in which this model writes calls of tools is not known")
+    return tools
 
 
 def completion_inputs(body: CompletionBody) -> list[Input]:
@@ -81,7 +140,12 @@ def completion_inputs(body: CompletionBody) -> list[Input]:
     return inputs
 
 
-def _sampling(body: GenerationBody) -> SamplingParams:
+def base_sampling(body: SamplingBody) -> SamplingParams:
+    """Return the parameters that all bodies have.
+
+    Raises:
+        BatonError: INVALID_ARGUMENT: a key of logit_bias is no token id.
+    """
     given = {name: value for name in _PLAIN if (value := getattr(body, name)) is not None}
     params = SamplingParams(**given)
     if body.top_k is not None:

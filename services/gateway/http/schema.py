@@ -7,26 +7,30 @@ that means "no"; unknown ones are refused, with the nearest known name.
 
 from __future__ import annotations
 
-import difflib
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-
-from services.common.errors import BatonError, ErrorReason
-from services.gateway.sampling import bad_field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Uint32 = Annotated[int, Field(ge=0, lt=2**32)]
 Uint64 = Annotated[int, Field(ge=0, lt=2**64)]
 
-# A request for either of these is refused unless it holds one of the values listed.
-_Neutral = dict[str, tuple[JsonValue, ...]]
 
+class Strict(BaseModel):
+    """A body, or a part of one.
 
-class _Strict(BaseModel):
+    Attributes:
+        neutral: fields that are not supported, and the values that ask for nothing.
+        refusals: why, for some of them.
+        elsewhere: fields of other routes, and where to send them.
+    """
+
     model_config = ConfigDict(extra="forbid", strict=True)
+    neutral: ClassVar[dict[str, tuple[JsonValue, ...]]] = {}
+    refusals: ClassVar[dict[str, str]] = {}
+    elsewhere: ClassVar[dict[str, str]] = {}
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream carries besides text."""
 
     include_usage: bool | None = None
@@ -34,13 +38,10 @@ class StreamOptions(_Strict):
     include_obfuscation: bool | None = None
 
 
-class GenerationBody(_Strict):
-    """Fields that chat and plain completions share."""
-
-    neutral: ClassVar[_Neutral] = {}
+class SamplingBody(Strict):
+    """Fields that all ways to generate share."""
 
     model: str = ""
-    max_tokens: Uint32 | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = Field(default=None, ge=-1, lt=2**32)
@@ -54,28 +55,34 @@ class GenerationBody(_Strict):
     stop_token_ids: list[Uint32] | None = None
     ignore_eos: bool | None = None
     min_tokens: Uint32 | None = None
-    n: int | None = Field(default=None, ge=1, le=16)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     priority: int | None = Field(default=None, ge=-100, le=100)
     cache_salt: str | None = None
     # Of no effect here.
     user: str | None = None
     metadata: JsonValue = None
-    store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
 
-class TextPart(_Strict):
+class GenerationBody(SamplingBody):
+    """Fields that chat and plain completions share."""
+
+    max_tokens: Uint32 | None = None
+    n: int | None = Field(default=None, ge=1, le=16)
+    stream_options: StreamOptions | None = None
+    store: bool | None = None
+
+
+class TextPart(Strict):
     """A part of a turn's content."""
 
     type: str
     text: str | None = None
 
 
-class ChatTurn(_Strict):
+class ChatTurn(Strict):
     """One turn; what is set goes to the model's template."""
 
     role: str = Field(min_length=1)
@@ -91,12 +98,26 @@ class ChatTurn(_Strict):
     function_call: JsonValue = None
 
 
+class FunctionSchema(Strict):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionSchema
+
+
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    neutral: ClassVar[_Neutral] = {
-        "tools": (None, []),
-        "tool_choice": (None, "none", "auto"),
+    neutral: ClassVar[dict[str, tuple[JsonValue, ...]]] = {
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
         "response_format": (None, {"type": "text"}),
@@ -107,14 +128,19 @@ class ChatBody(GenerationBody):
         "verbosity": (None, "medium"),
         "web_search_options": (None,),
     }
+    elsewhere: ClassVar[dict[str, str]] = {
+        "prompt": "this goes to /v1/completions; a chat has messages",
+        "input": "this goes to /v1/responses; a chat has messages",
+    }
 
     messages: list[ChatTurn]
     max_completion_tokens: Uint32 | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     parallel_tool_calls: bool | None = None
-    tools: JsonValue = None
+    tools: list[Tool] | None = None
     tool_choice: JsonValue = None
+    chat_template_kwargs: dict[str, JsonValue] | None = None
     functions: JsonValue = None
     function_call: JsonValue = None
     response_format: JsonValue = None
@@ -129,65 +155,19 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    neutral: ClassVar[_Neutral] = {
-        "best_of": (None, 1),
-        "echo": (None, False),
+    neutral: ClassVar[dict[str, tuple[JsonValue, ...]]] = {
         "suffix": (None, ""),
+    }
+    refusals: ClassVar[dict[str, str]] = {
+        "suffix": "filling in before a suffix is not supported; leave the field out",
+    }
+    elsewhere: ClassVar[dict[str, str]] = {
+        "messages": "this goes to /v1/chat/completions; a plain completion has a prompt",
+        "input": "this goes to /v1/responses; a plain completion has a prompt",
     }
 
     prompt: str | list[str] | list[Uint32] | list[list[Uint32]]
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    best_of: JsonValue = None
-    echo: JsonValue = None
+    best_of: int | None = Field(default=None, ge=1, le=16)
+    echo: bool | None = None
     suffix: JsonValue = None
-
-
-Body = TypeVar("Body", bound=GenerationBody)
-
-
-def parse_body(cls: type[Body], body: bytes) -> Body:
-    """Parse and check a body.
-
-    Raises:
-        BatonError: INVALID_ARGUMENT; names the field and what was expected.
-    """
-    try:
-        parsed = cls.model_validate_json(body)
-    except ValidationError as error:
-        raise _explain(cls, error) from None
-    for name, allowed in cls.neutral.items():
-        value = getattr(parsed, name)
-        if value not in allowed:
-            raise bad_field(name, "this is not supported; leave the field out")
-    return parsed
-
-
-def _explain(cls: type[GenerationBody], error: ValidationError) -> BatonError:
-    # Of the arms of a union, the one that got furthest into the value says most.
-    first = max(error.errors(include_url=False, include_context=False), key=lambda item: len(item["loc"]))
-    kind, message = first["type"], first["msg"]
-    if kind == "json_invalid":
-        return BatonError(ErrorReason.INVALID_ARGUMENT, f"body: {message}", field="body")
-    field = _path(cls, first["loc"])
-    if kind == "extra_forbidden":
-        if first["loc"] == ("prompt",):
-            return bad_field(field, "this goes to /v1/completions; a chat has messages")
-        if first["loc"] == ("messages",):
-            return bad_field(field, "this goes to /v1/chat/completions; a plain completion has a prompt")
-        known = sorted(
-            StreamOptions.model_fields if field.startswith("stream_options.") else cls.model_fields
-        )
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        return bad_field(field, f"unknown field; did you mean {near[0]!r}?" if near else "unknown field")
-    return bad_field(field, message[0].lower() + message[1:])
-
-
-def _path(cls: type[GenerationBody], location: tuple[int | str, ...]) -> str:
-    """Return "messages[0].content" of a location; names of union arms are left out."""
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "bool"):
-            path += f".{part}" if path else part
-    return path or cls.__name__

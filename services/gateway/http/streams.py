@@ -7,10 +7,12 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from baton.v1.inference_pb2 import Delta, Finished, Started, Usage
+from baton.v1.inference_pb2 import Started
 from services.gateway.http.exchange import JSON, Exchange
 from services.gateway.http.formats import Choice, Format, Head, show_usage
-from services.gateway.http.schema import GenerationBody
+from services.gateway.http.reader import Reader
+from services.gateway.http.schema import StreamOptions
+from services.gateway.http.values import Json
 from services.gateway.session.session import Event, Session
 
 _DONE = b"data: [DONE]\n\n"
@@ -20,71 +22,90 @@ class Answers:
     """The answers of one HTTP request, one a session.
 
     Args:
-        num_choices: consecutive sessions that answer the same prompt.
+        readers: one a session.
+        num_samples: consecutive sessions that answer the same prompt.
     """
 
-    def __init__(self, sessions: Sequence[Session], num_choices: int, format: Format, model: str) -> None:
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        readers: Sequence[Reader],
+        num_samples: int,
+        format: Format,
+        model: str,
+    ) -> None:
         self._sessions = sessions
-        self._num_choices = num_choices
+        self._readers = readers
+        self._num_samples = num_samples
         self._format = format
         self._head = Head(format, model)
-        self._usages = [Usage(prompt_tokens=len(session.request.token_ids)) for session in sessions]
 
-    async def send(self, exchange: Exchange, body: GenerationBody) -> None:
-        """Answer as the body asks, and free everything if the client leaves.
+    async def send_whole(self, exchange: Exchange, num_choices: int) -> None:
+        """Answer when all is complete, with the `num_choices` likeliest samples of each prompt.
 
         Raises:
             BatonError: a session failed.
         """
-        work = self._send_stream(exchange, body) if body.stream else self._send_whole(exchange)
-        await exchange.until_disconnect(work)
-
-    async def _send_whole(self, exchange: Exchange) -> None:
         choices = [Choice(index) for index in range(len(self._sessions))]
-        async with aclosing(_merge(self._sessions)) as events:
+        async with aclosing(merge(self._sessions)) as events:
             async for index, event in events:
-                self._take(choices[index], event)
-        await exchange.answer(self._head.whole(choices, show_usage(self._usages, self._num_choices)), JSON)
+                self._readers[index].take(choices[index], event)
+        best = self._best(choices, num_choices)
+        await exchange.answer(self._head.whole(best, self._usage()), JSON)
 
-    async def _send_stream(self, exchange: Exchange, body: GenerationBody) -> None:
-        options = body.stream_options
+    async def send_stream(self, exchange: Exchange, options: StreamOptions | None) -> None:
+        """Answer as it comes.
+
+        Raises:
+            BatonError: a session failed.
+        """
         with_usage = bool(options and options.include_usage)
         every_usage = bool(with_usage and options and options.continuous_usage_stats)
         opened: set[int] = set()
-        async with aclosing(_merge(self._sessions)) as events:
+        async with aclosing(merge(self._sessions)) as events:
             async for index, event in events:
                 if isinstance(event, Started):
                     continue  # an error may still become a status: the first token begins the answer
                 if not exchange.has_started:
                     await exchange.start_events()
                 choice = Choice(index)
-                self._take(choice, event)
+                self._readers[index].take(choice, event)
                 tail = self._usage_tail() if every_usage else ', "usage": null' if with_usage else ""
                 opening = self._format.opening(choice) if index not in opened else None
                 opened.add(index)
                 parts = [self._head.event([opening], tail)] if opening else []
-                if choice.text or choice.logprobs or choice.finish_reason:
+                if not choice.is_empty:
                     parts.append(self._head.event([self._format.chunk(choice)], tail))
                 if parts:
                     await exchange.send_events(b"".join(parts))
         last = self._head.event([], self._usage_tail()) if with_usage else b""
         await exchange.send_events(last + _DONE, more=False)
 
+    def _best(self, choices: list[Choice], num_choices: int) -> list[Choice]:
+        """Keep the samples of each prompt with the highest mean log-probability a token, best first."""
+        count = self._num_samples
+        if num_choices == count:
+            return choices
+        kept: list[Choice] = []
+        for start in range(0, len(choices), count):
+            samples = sorted(choices[start : start + count], key=self._mean_logprob, reverse=True)
+            kept.extend(samples[:num_choices])
+        for index, choice in enumerate(kept):
+            choice.index = index
+        return kept
+
+    def _mean_logprob(self, choice: Choice) -> float:
+        reader = self._readers[choice.index]
+        return reader.logprob_sum / max(1, reader.usage.completion_tokens)
+
+    def _usage(self) -> dict[str, Json]:
+        return show_usage([reader.usage for reader in self._readers], self._num_samples)
+
     def _usage_tail(self) -> str:
-        return f', "usage": {json.dumps(show_usage(self._usages, self._num_choices))}'
-
-    def _take(self, choice: Choice, event: Event) -> None:
-        """Add an event to a choice and to the usage."""
-        if isinstance(event, Delta):
-            choice.text += event.text
-            choice.logprobs.extend(event.logprobs)
-            self._usages[choice.index].completion_tokens += len(event.token_ids)
-        elif isinstance(event, Finished):
-            choice.finish_reason = event.reason
-            self._usages[choice.index] = event.usage
+        return f', "usage": {json.dumps(self._usage())}'
 
 
-async def _merge(sessions: Sequence[Session]) -> AsyncGenerator[tuple[int, Event], None]:
+async def merge(sessions: Sequence[Session]) -> AsyncGenerator[tuple[int, Event], None]:
     """Give the events of all sessions as they come; the first error ends it."""
     if len(sessions) == 1:
         async with aclosing(sessions[0].events()) as events:

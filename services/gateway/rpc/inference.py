@@ -10,6 +10,8 @@ import grpc
 from baton.v1.inference_pb2 import (
     ChatMessages,
     Delta,
+    DetokenizeRequest,
+    DetokenizeResponse,
     GenerateRequest,
     GenerateResponse,
     ListModelsRequest,
@@ -91,7 +93,17 @@ class InferenceServicer(InferenceServiceServicer):
     ) -> TokenizeResponse:
         """Turn text or messages into token ids."""
         self._generator.model.check_name(request.model)
-        return TokenizeResponse(token_ids=await tokenize(self._generator.model, _input(request)))
+        token_ids, _text = await tokenize(self._generator.model, _input(request))
+        return TokenizeResponse(token_ids=token_ids)
+
+    async def Detokenize(  # noqa: N802
+        self,
+        request: DetokenizeRequest,
+        context: grpc.aio.ServicerContext[DetokenizeRequest, DetokenizeResponse],
+    ) -> DetokenizeResponse:
+        """Turn token ids into text."""
+        self._generator.model.check_name(request.model)
+        return DetokenizeResponse(text=self._generator.model.detokenize(request.token_ids, "token_ids"))
 
 
 def _input(request: GenerateRequest | TokenizeRequest) -> Input:

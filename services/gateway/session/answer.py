@@ -24,7 +24,7 @@ class Answer:
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self._sampling = request.sampling
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, request.shown_tokens)
         self._stop = StopStrings(request.stop)
         self.token_ids: list[int] = []
         self.finish_reason = FinishReason.FINISH_REASON_UNSPECIFIED

@@ -96,13 +96,8 @@ async def make_setup(byte_model: Path) -> AsyncIterator[MakeSetup]:
     made: list[Setup] = []
 
     async def make(prefills: int = 1, decodes: int = 1, **settings: object) -> Setup:
-        defaults = {"worker_wait_s": 2.0, "drain_timeout_s": 1.0}
-        config = GatewayConfig(
-            model=str(byte_model),
-            grpc_port=0,
-            http_port=0,
-            **{**defaults, **settings},  # type: ignore[arg-type]
-        )
+        defaults = {"model": str(byte_model), "worker_wait_s": 2.0, "drain_timeout_s": 1.0}
+        config = GatewayConfig(grpc_port=0, http_port=0, **{**defaults, **settings})  # type: ignore[arg-type]
         gateway = Gateway(config)
         await gateway.start()
         setup = Setup(

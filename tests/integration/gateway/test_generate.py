@@ -10,6 +10,7 @@ import pytest
 from baton.v1.inference_pb2 import (
     ChatMessage,
     ChatMessages,
+    DetokenizeRequest,
     GenerateRequest,
     ListModelsRequest,
     TokenIds,
@@ -112,6 +113,18 @@ async def test_text_messages_and_ids_are_the_same_prompt(make_setup: MakeSetup) 
     assert by_text.tokens == expected(ids_of("plain"), 5)
 
 
+async def test_ids_become_text_again(make_setup: MakeSetup) -> None:
+    setup = await make_setup()
+    request = DetokenizeRequest(token_ids=[1, *ids_of("hé ☃"), 2, ids_of("é")[0]])
+    assert (await setup.stub.Detokenize(request)).text == "hé ☃\ufffd"
+    assert (await setup.stub.Detokenize(DetokenizeRequest())).text == ""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await setup.stub.Detokenize(DetokenizeRequest(token_ids=[1, 259]))
+    error = parse_status(caught.value)
+    assert (error.reason, error.field) == (ErrorReason.INVALID_ARGUMENT, "token_ids[1]")
+    assert "below 259, got 259" in error.message
+
+
 async def test_a_seed_is_drawn_once_for_the_whole_request(make_setup: MakeSetup) -> None:
     setup = await make_setup()
     seeded = await setup.generate(PROMPT, max_tokens=20, temperature=1, seed=7)
@@ -151,13 +164,13 @@ async def test_models_are_listed_when_a_worker_of_each_kind_is_there(make_setup:
         (GenerateRequest(token_ids=TokenIds(ids=[999])), "INVALID_ARGUMENT", "token_ids", "from 0 to 258"),
         (
             GenerateRequest(text="a" * CONTEXT_LENGTH),
-            "INVALID_ARGUMENT",
+            "CONTEXT_LENGTH_EXCEEDED",
             "text",
             f"{CONTEXT_LENGTH} tokens; at most {CONTEXT_LENGTH - 1}",
         ),
         (
             GenerateRequest(text="a" * 2000, sampling=SamplingParams(max_tokens=100)),
-            "INVALID_ARGUMENT",
+            "CONTEXT_LENGTH_EXCEEDED",
             "sampling.max_tokens",
             "2000 prompt tokens and 100 to generate exceed the context of 2048",
         ),

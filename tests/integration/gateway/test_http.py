@@ -20,6 +20,9 @@ CHAT = [{"role": "user", "content": "hi"}]
 CHAT_IDS = [1, *ids_of("user\nhi"), 2, 1, *ids_of("assistant\n")]
 
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
 def chat(**fields: object) -> dict[str, object]:
     return {"model": "tiny", "messages": CHAT, "temperature": 0, "max_tokens": 6, **fields}
 
@@ -244,9 +247,12 @@ async def test_a_full_queue_is_429_with_retry_after(make_setup: MakeSetup) -> No
         ("completions", completion(stop=[1]), 400, "stop[0]", "valid string"),
         ("completions", completion(stop=["a"] * 17), 400, "stop", "at most 16"),
         ("completions", completion(logit_bias={"x": 1}), 400, "logit_bias", "token ids, got 'x'"),
-        ("completions", completion(echo=True), 400, "echo", "not supported"),
+        ("completions", completion(echo=True, logprobs=1), 400, "logprobs", "prompt are not supported"),
+        ("completions", completion(best_of=2, n=3), 400, "best_of", "at least n (3), got 2"),
+        ("completions", completion(best_of=2, stream=True), 400, "best_of", "set stream to false"),
+        ("completions", completion(suffix="x"), 400, "suffix", "filling in before a suffix is not supported"),
         ("completions", completion(stream_options={"include": True}), 400, None, "include_usage"),
-        ("chat/completions", chat(tools=[{"type": "function"}]), 400, "tools", "not supported"),
+        ("chat/completions", chat(tools=[TOOL]), 400, "tools", "does not show tools"),
         ("chat/completions", chat(response_format={"type": "json_object"}), 400, "response_format", "not"),
         ("chat/completions", chat(top_logprobs=2), 400, "top_logprobs", "needs logprobs"),
         (

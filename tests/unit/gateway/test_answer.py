@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 def answer(tokenizer: Tokenizer, *stop: str, max_tokens: int = 100, min_tokens: int = 0) -> Answer:
     sampling = SamplingParams(max_tokens=max_tokens, min_tokens=min_tokens)
-    request = Request("r", "k", [1], sampling, stop, 0, "", 0.0, 1.0, 0.0)
+    request = Request("r", "k", [1], None, frozenset(), sampling, stop, 0, "", 0.0, 1.0, 0.0)
     return Answer(request, tokenizer)
 
 

@@ -1,0 +1,646 @@
+"""What users of the official SDK do: every parameter, streaming and not, errors, leaving."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
+
+from tests.integration.gateway.conftest import MakeSetup, Setup
+from tests.support import scripted_workers
+from tests.support.byte_tokenizer import EOS, ids_of, text_of, write_byte_tokenizer
+from tests.support.scripted_workers import expected
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+CHAT_IDS = [1, *ids_of("user\nhi"), 2, 1, *ids_of("assistant\n")]
+CHAT_TEXT = text_of(expected(CHAT_IDS, 8))
+HI_TEXT = text_of(expected(ids_of("hi"), 8))
+
+CHAT: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
+PLAIN: dict[str, Any] = {"model": "tiny", "prompt": "hi", "temperature": 0, "max_tokens": 8}
+RESPONSE: dict[str, Any] = {"model": "tiny", "input": "hi", "temperature": 0, "max_output_tokens": 8}
+
+
+def client_of(setup: Setup) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{setup.http.base_url}/v1", api_key="none", max_retries=0)
+
+
+@pytest_asyncio.fixture
+async def setup(make_setup: MakeSetup) -> Setup:
+    return await make_setup()
+
+
+@pytest_asyncio.fixture
+async def client(setup: Setup) -> AsyncIterator[AsyncOpenAI]:
+    async with client_of(setup) as made:
+        yield made
+
+
+async def stream_chat(client: AsyncOpenAI, **fields: Any) -> list[Any]:
+    return [chunk async for chunk in await client.chat.completions.create(**CHAT | fields, stream=True)]
+
+
+# Parameters: what is asked for, and what the answer to "hi" becomes. Seeds and stops show in the text.
+SAMPLING = [
+    ({}, HI_TEXT, "length"),
+    ({"max_tokens": 3}, HI_TEXT[:3], "length"),
+    ({"stop": HI_TEXT[2:4]}, HI_TEXT[:2], "stop"),
+    ({"stop": ["zzz", HI_TEXT[5]]}, HI_TEXT[: HI_TEXT.index(HI_TEXT[5])], "stop"),
+    ({"stop": []}, HI_TEXT, "length"),
+    ({"temperature": 1, "seed": 11}, text_of(expected(ids_of("hi"), 8, seed=11)), "length"),
+    ({"temperature": 0.5, "top_p": 0.9, "seed": 3}, text_of(expected(ids_of("hi"), 8, seed=3)), "length"),
+    ({"frequency_penalty": 0.5, "presence_penalty": -0.5}, HI_TEXT, "length"),
+    ({"logit_bias": {"5": -100}}, HI_TEXT, "length"),
+    ({"user": "me"}, HI_TEXT, "length"),
+    ({"extra_body": {"top_k": 5, "min_p": 0.1}}, HI_TEXT, "length"),
+    ({"extra_body": {"top_k": -1, "repetition_penalty": 1.1}}, HI_TEXT, "length"),
+    ({"extra_body": {"ignore_eos": True, "min_tokens": 2}}, HI_TEXT, "length"),
+    ({"extra_body": {"stop_token_ids": ids_of(HI_TEXT[3])}}, HI_TEXT[: HI_TEXT.index(HI_TEXT[3])], "stop"),
+    ({"extra_body": {"priority": -5, "cache_salt": "tenant"}}, HI_TEXT, "length"),
+]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("fields", "text", "finish"), SAMPLING)
+async def test_parameters(
+    client: AsyncOpenAI, fields: dict[str, Any], text: str, finish: str, streamed: bool
+) -> None:
+    if not streamed:
+        answer = await client.completions.create(**PLAIN | fields)
+        assert (answer.choices[0].text, answer.choices[0].finish_reason) == (text, finish)
+        return
+    chunks = [chunk async for chunk in await client.completions.create(**PLAIN | fields, stream=True)]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == text
+    assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == finish
+
+
+async def test_extras_reach_the_workers(setup: Setup, client: AsyncOpenAI) -> None:
+    reserved = []
+    setup.workers.decodes["d0"].on_reserve = reserved.append
+    extra = {"top_k": 5, "min_p": 0.25, "min_tokens": 2, "ignore_eos": True, "stop_token_ids": [7]}
+    extra |= {"priority": -5, "cache_salt": "tenant", "repetition_penalty": 1.5}
+    fields = {"presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {"9": 2}, "seed": 4}
+    await client.chat.completions.create(**CHAT | fields, extra_body=extra)
+    (request,) = reserved
+    sampling = request.sampling
+    assert (request.priority, request.cache_salt) == (-5, "tenant")
+    assert (sampling.top_k, sampling.min_p, sampling.min_tokens, sampling.ignore_eos) == (5, 0.25, 2, True)
+    assert (list(sampling.stop_token_ids), dict(sampling.logit_bias)) == ([7], {9: 2.0})
+    assert (sampling.repetition_penalty, sampling.presence_penalty) == (1.5, 0.5)
+    assert (sampling.frequency_penalty, sampling.seed, sampling.max_tokens) == (-0.5, 4, 8)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("hi", ["hi"]),
+        (ids_of("hé"), ["hé"]),
+        ([ids_of("a"), ids_of("b")], ["a", "b"]),
+        (["a", "b"], ["a", "b"]),
+    ],
+)
+async def test_echo(client: AsyncOpenAI, prompt: Any, texts: list[str], streamed: bool) -> None:
+    answers = [""] * len(texts)
+    fields = PLAIN | {"prompt": prompt, "echo": True}
+    if streamed:
+        async for chunk in await client.completions.create(**fields, stream=True):
+            answers[chunk.choices[0].index] += chunk.choices[0].text
+    else:
+        answers = [choice.text for choice in (await client.completions.create(**fields)).choices]
+    assert answers == [text + text_of(expected(ids_of(text), 8)) for text in texts]
+
+
+async def test_best_of_keeps_the_likeliest(
+    setup: Setup, client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = scripted_workers.logprobs
+
+    def by_seed(token: int, sampling: Any) -> Any:
+        entry = made_up(token, sampling)
+        if entry is not None:
+            entry.sampled.logprob = -abs(sampling.seed - 12.0)
+        return entry
+
+    monkeypatch.setattr(scripted_workers, "logprobs", by_seed)
+    fields = PLAIN | {"temperature": 1, "seed": 10, "best_of": 4, "n": 2}
+    answer = await client.completions.create(**fields)
+    texts = [text_of(expected(ids_of("hi"), 8, seed=seed)) for seed in (12, 11)]
+    assert [(choice.index, choice.text) for choice in answer.choices] == list(enumerate(texts))
+    assert answer.choices[0].logprobs is None
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 32)
+
+
+async def test_logprobs_of_a_completion(client: AsyncOpenAI) -> None:
+    answer = await client.completions.create(**PLAIN, logprobs=2)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == list(HI_TEXT)
+    assert logprobs.token_logprobs == [-0.5] * 8
+    assert logprobs.text_offset == list(range(8))
+    assert logprobs.top_logprobs is not None
+    assert [len(top) for top in logprobs.top_logprobs] == [2] * 8
+    assert [top[token] for top, token in zip(logprobs.top_logprobs, HI_TEXT, strict=True)] == [-0.5] * 8
+
+
+async def test_offsets_of_a_character_in_several_tokens(
+    client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speak(monkeypatch, "hi", "aé☃b")
+    fields = PLAIN | {"max_tokens": 7}
+    whole = (await client.completions.create(**fields, logprobs=0)).choices[0]
+    assert whole.text == "aé☃b"
+    assert whole.logprobs is not None
+    assert whole.logprobs.tokens == [
+        "a", "bytes:\\xc3", "bytes:\\xa9", "bytes:\\xe2", "bytes:\\x98", "bytes:\\x83", "b"
+    ]  # fmt: skip
+    assert whole.logprobs.text_offset == [0, 1, 1, 2, 2, 2, 3]
+    chunks = [chunk async for chunk in await client.completions.create(**fields, logprobs=0, stream=True)]
+    parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    assert [offset for part in parts for offset in part.text_offset or []] == whole.logprobs.text_offset
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("top", [None, 0, 3])
+async def test_logprobs_of_a_chat(client: AsyncOpenAI, top: int | None, streamed: bool) -> None:
+    fields: dict[str, Any] = {"logprobs": True} | ({} if top is None else {"top_logprobs": top})
+    if streamed:
+        found = [chunk.choices[0].logprobs for chunk in await stream_chat(client, **fields)]
+        content = [entry for part in found if part for entry in part.content or []]
+    else:
+        answer = await client.chat.completions.create(**CHAT | fields)
+        assert answer.choices[0].logprobs is not None
+        content = answer.choices[0].logprobs.content or []
+    assert [entry.token for entry in content] == list(CHAT_TEXT)
+    assert [len(entry.top_logprobs) for entry in content] == [top or 0] * 8
+    assert [entry.bytes for entry in content] == [[ord(char)] for char in CHAT_TEXT]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_several_answers_of_a_chat(client: AsyncOpenAI, streamed: bool) -> None:
+    texts = [""] * 3
+    fields = {"n": 3, "temperature": 1, "seed": 2}
+    if streamed:
+        for chunk in await stream_chat(client, **fields):
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    else:
+        answer = await client.chat.completions.create(**CHAT | fields)
+        texts = [choice.message.content or "" for choice in answer.choices]
+        assert answer.usage is not None
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(CHAT_IDS), 24)
+        assert answer.usage.prompt_tokens_details is not None
+        assert answer.usage.prompt_tokens_details.cached_tokens == 16
+    assert texts == [text_of(expected(CHAT_IDS, 8, seed=2 + i)) for i in range(3)]
+
+
+async def test_usage_of_a_stream(client: AsyncOpenAI) -> None:
+    chunks = await stream_chat(client, stream_options={"include_usage": True})
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    usage = chunks[-1].usage
+    assert (chunks[-1].choices, usage.prompt_tokens, usage.completion_tokens) == ([], len(CHAT_IDS), 8)
+    assert usage.prompt_tokens_details.cached_tokens == 16
+    assert usage.total_tokens == len(CHAT_IDS) + 8
+
+
+async def test_usage_with_every_chunk(client: AsyncOpenAI) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = await stream_chat(client, stream_options=options)
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, 8)
+
+
+async def test_the_sdks_stream_helper(client: AsyncOpenAI) -> None:
+    async with client.chat.completions.stream(**CHAT, stop=CHAT_TEXT[4:6]) as events:
+        final = await events.get_final_completion()
+    assert final.choices[0].message.content == CHAT_TEXT[:4]
+    assert final.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "system", "content": "s"}, *MESSAGES],
+        [{"role": "developer", "content": "s"}, *MESSAGES],
+        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+        [*MESSAGES, {"role": "assistant", "content": None}, *MESSAGES],
+        [*MESSAGES, {"role": "tool", "tool_call_id": "c", "content": "x"}],
+    ],
+)
+async def test_kinds_of_messages(client: AsyncOpenAI, messages: Any) -> None:
+    answer = await client.chat.completions.create(**CHAT | {"messages": messages})
+    assert len(answer.choices[0].message.content or "") == 8
+
+
+async def test_models(client: AsyncOpenAI) -> None:
+    assert [model.id async for model in client.models.list()] == ["tiny"]
+    assert (await client.models.retrieve("tiny")).owned_by == "baton"
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("meta/other")
+
+
+# Responses
+
+
+@pytest.mark.parametrize(
+    ("fields", "ids"),
+    [
+        ({}, CHAT_IDS),
+        ({"input": [{"role": "user", "content": "hi"}]}, CHAT_IDS),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]}, CHAT_IDS),
+        ({"instructions": "be"}, [1, *ids_of("system\nbe"), 2, *CHAT_IDS]),
+        (
+            {"input": [{"role": "developer", "content": "be"}, *MESSAGES]},
+            [1, *ids_of("system\nbe"), 2, *CHAT_IDS],
+        ),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_response(
+    client: AsyncOpenAI, fields: dict[str, Any], ids: Sequence[int], streamed: bool
+) -> None:
+    text = text_of(expected(ids, 8))
+    if streamed:
+        async with client.responses.stream(**RESPONSE | fields) as events:
+            deltas = [event.delta async for event in events if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == text
+        return
+    response = await client.responses.create(**RESPONSE | fields)
+    assert response.output_text == text
+    assert response.status == "incomplete"
+    assert response.incomplete_details is not None
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.output_tokens) == (len(ids), 8)
+    assert response.usage.input_tokens_details.cached_tokens == 16
+
+
+async def test_events_of_a_response(client: AsyncOpenAI) -> None:
+    fields = {"extra_body": {"stop": CHAT_TEXT[2]}, "store": False, "metadata": {"a": "b"}}
+    events = [event async for event in await client.responses.create(**RESPONSE | fields, stream=True)]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert [kind for i, kind in enumerate(kinds) if kind not in kinds[:i]] == [
+        "created", "in_progress", "output_item.added", "content_part.added", "output_text.delta",
+        "output_text.done", "content_part.done", "output_item.done", "completed",
+    ]  # fmt: skip
+    done: Any = events[-1]
+    assert (done.response.status, done.response.output_text) == ("completed", CHAT_TEXT[:2])
+    assert (done.response.metadata, done.response.error) == ({"a": "b"}, None)
+    assert done.response.output[0].id == events[2].item.id  # type: ignore[union-attr]
+
+
+async def test_a_response_is_sent_back_as_input(client: AsyncOpenAI) -> None:
+    first = await client.responses.create(**RESPONSE)
+    history: list[Any] = [*MESSAGES, *[item.model_dump() for item in first.output], *MESSAGES]
+    second = await client.responses.create(**RESPONSE | {"input": history})
+    ids = [1, *ids_of("user\nhi"), 2, 1, *ids_of("assistant\n" + first.output_text), 2, *CHAT_IDS]
+    assert second.output_text == text_of(expected(ids, 8))
+
+
+async def test_logprobs_of_a_response(client: AsyncOpenAI) -> None:
+    response = await client.responses.create(
+        **RESPONSE, top_logprobs=2, include=["message.output_text.logprobs"]
+    )
+    content: Any = response.output[0].content[0]  # type: ignore[union-attr]
+    assert [entry.token for entry in content.logprobs] == list(CHAT_TEXT)
+    assert {len(entry.top_logprobs) for entry in content.logprobs} == {2}
+
+
+async def test_a_response_that_breaks_off(make_setup: MakeSetup) -> None:
+    setup = await make_setup(worker_wait_s=0.05)
+    async with client_of(setup) as client:
+        kinds: list[str] = []
+        events = await client.responses.create(**RESPONSE | {"max_output_tokens": 2000}, stream=True)
+
+        async def read() -> None:
+            async for event in events:
+                kinds.append(event.type)
+                if len(kinds) == 8:
+                    await setup.workers.kill("d0")
+
+        with pytest.raises(openai.APIError, match="worker"):
+            await read()
+        assert kinds[-1] == "response.failed"
+        assert "response.completed" not in kinds
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "param", "code", "message"),
+    [
+        ("chat", {"model": "gpt-9"}, "model", "model_not_found", "'gpt-9' is not served"),
+        ("chat", {"messages": []}, "messages", "invalid_argument", "at least one message"),
+        ("chat", {"temperature": 9}, "temperature", "invalid_argument", "from 0 to 2"),
+        ("chat", {"top_logprobs": 2}, "top_logprobs", "invalid_argument", "needs logprobs"),
+        ("chat", {"n": 0}, "n", "invalid_argument", "greater than or equal to 1"),
+        ("chat", {"max_tokens": 5000}, "max_tokens", "context_length_exceeded", "exceed the context of 2048"),
+        ("chat", {"response_format": {"type": "json_object"}}, "response_format", "invalid_argument", "not"),
+        ("chat", {"extra_body": {"foo": 1}}, "foo", "invalid_argument", "unknown field"),
+        ("chat", {"tool_choice": "required"}, "tool_choice", "invalid_argument", "not yet"),
+        (
+            "chat",
+            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+            "tool_choice",
+            "invalid_argument",
+            "not yet",
+        ),
+        ("plain", {"prompt": "x" * 3000}, "prompt", "context_length_exceeded", "at most 2047"),
+        ("plain", {"prompt": [300]}, "prompt", "invalid_argument", "from 0 to 258"),
+        ("plain", {"suffix": "x"}, "suffix", "invalid_argument", "not supported"),
+        ("plain", {"echo": True, "logprobs": 1}, "logprobs", "invalid_argument", "not supported"),
+        ("plain", {"best_of": 1, "n": 2}, "best_of", "invalid_argument", "at least n"),
+        (
+            "response",
+            {"previous_response_id": "resp_1"},
+            "previous_response_id",
+            "invalid_argument",
+            "not stored",
+        ),
+        ("response", {"store": True}, "store", "invalid_argument", "not stored"),
+        ("response", {"background": True}, "background", "invalid_argument", "stream it instead"),
+        ("response", {"input": []}, "input", "invalid_argument", "at least one message"),
+        (
+            "response",
+            {"extra_body": {"max_tokens": 3}},
+            "max_tokens",
+            "invalid_argument",
+            "max_output_tokens",
+        ),
+        (
+            "response",
+            {"input": [{"role": "user", "content": [{"type": "input_image", "text": "x"}]}]},
+            "input[0].content[0]",
+            "invalid_argument",
+            "input_text",
+        ),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_errors_name_field_and_code(
+    client: AsyncOpenAI,
+    kind: str,
+    fields: dict[str, Any],
+    param: str,
+    code: str,
+    message: str,
+    streamed: bool,
+) -> None:
+    calls: dict[str, Any] = {
+        "chat": lambda: client.chat.completions.create(**CHAT | fields, stream=streamed),
+        "plain": lambda: client.completions.create(**PLAIN | fields, stream=streamed),
+        "response": lambda: client.responses.create(**RESPONSE | fields, stream=streamed),
+    }
+    with pytest.raises(openai.APIStatusError) as caught:
+        await calls[kind]()
+    error = caught.value
+    assert isinstance(error, openai.NotFoundError if code == "model_not_found" else openai.BadRequestError)
+    assert (error.param, error.code) == (param, code)
+    assert message in error.message
+
+
+async def test_overload_is_a_rate_limit_error(make_setup: MakeSetup) -> None:
+    setup = await make_setup(max_in_flight=1)
+    async with client_of(setup) as client:
+        running = await client.chat.completions.create(**CHAT | {"max_tokens": 1000}, stream=True)
+        with pytest.raises(openai.RateLimitError) as caught:
+            await client.chat.completions.create(**CHAT)
+        assert caught.value.response.headers["retry-after"] == "1"
+        await running.close()
+
+
+async def test_no_worker_is_an_internal_server_error(make_setup: MakeSetup) -> None:
+    setup = await make_setup(decodes=0)
+    async with client_of(setup) as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(**CHAT)
+        assert (caught.value.status_code, caught.value.code) == (503, "no_worker")
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("kind", ["chat", "plain", "response"])
+async def test_closing_a_stream_frees_everything(setup: Setup, client: AsyncOpenAI, kind: str) -> None:
+    calls: dict[str, Any] = {
+        "chat": lambda: client.chat.completions.create(**CHAT | {"max_tokens": 1500}, stream=True),
+        "plain": lambda: client.completions.create(**PLAIN | {"max_tokens": 1500, "n": 3}, stream=True),
+        "response": lambda: client.responses.create(**RESPONSE | {"max_output_tokens": 1500}, stream=True),
+    }
+    chunks = await calls[kind]()
+    async for _ in chunks:
+        break
+    await chunks.close()
+    await setup.nothing_held()
+
+
+# Tools and reasoning: workers that say what they are told
+
+
+def speak(monkeypatch: pytest.MonkeyPatch, after: str, text: str | Sequence[int]) -> None:
+    """Let the workers answer a prompt that ends with `after` with `text`, then the end-of-sequence token."""
+    script = ids_of(text) if isinstance(text, str) else list(text)
+    mark = ids_of(after)
+
+    def next_token(token_ids: Sequence[int], seed: int = 0) -> int:
+        ids = list(token_ids)
+        at = next(i for i in range(len(ids), 0, -1) if ids[i - len(mark) : i] == mark)
+        return script[len(ids) - at] if len(ids) - at < len(script) else EOS
+
+    monkeypatch.setattr(scripted_workers, "next_token", next_token)
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+TOOLS = "{% if tools %}<s>{{ tools | tojson }}</s>{% endif %}"
+TURNS = (
+    "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}</s>"
+    "{% endfor %}{{ '<s>assistant\n' }}"
+)
+TEMPLATES = {
+    "hermes": TOOLS + "{# <tool_call> #}" + TURNS,
+    "mistral": TOOLS + "{# [TOOL_CALLS] #}" + TURNS,
+    "llama3": TOOLS + '{# "parameters" #}' + TURNS,
+    "thinking": "{# </think> #}" + TOOLS + "{# <tool_call> #}" + TURNS + "{{ '<think>\n' if think }}",
+}
+
+
+@pytest_asyncio.fixture
+async def speaking(make_setup: MakeSetup, tmp_path: Path, request: Any) -> AsyncIterator[AsyncOpenAI]:
+    """A client of a model whose template is the one named by the parameter."""
+    model = write_byte_tokenizer(
+        tmp_path / "tiny", template=TEMPLATES[request.param], special_tokens=["[TOOL_CALLS]"]
+    )
+    async with client_of(await make_setup(model=str(model))) as client:
+        yield client
+
+
+ASSISTANT = "assistant\n"
+FREE = CHAT | {"max_tokens": 400, "tools": [TOOL]}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("speaking", "said", "content", "num_calls"),
+    [
+        ("hermes", f"I look.\n<tool_call>\n{CALL}\n</tool_call>", "I look.", 1),
+        ("hermes", f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>", None, 2),
+        ("hermes", "No need, é.", "No need, é.", 0),
+        ("mistral", [259, *ids_of(f"[{CALL}]")], None, 1),
+        ("mistral", [259, *ids_of('get_weather{"city": "Paris"}')], None, 1),
+        ("llama3", CALL.replace("arguments", "parameters"), None, 1),
+        ("llama3", "{1, 2}", "{1, 2}", 0),
+    ],
+    indirect=["speaking"],
+)
+async def test_calls_of_tools(
+    speaking: AsyncOpenAI,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Any,
+    content: str | None,
+    num_calls: int,
+    streamed: bool,
+) -> None:
+    speak(monkeypatch, ASSISTANT, said)
+    if streamed:
+        async with speaking.chat.completions.stream(**FREE) as events:
+            answer: Any = await events.get_final_completion()
+    else:
+        answer = await speaking.chat.completions.create(**FREE)
+    (choice,) = answer.choices
+    calls = choice.message.tool_calls or []
+    assert (choice.message.content or None) == content
+    assert choice.finish_reason == ("tool_calls" if num_calls else "stop")
+    assert [(call.type, call.function.name) for call in calls] == [("function", "get_weather")] * num_calls
+    assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Paris"}] * num_calls
+    assert len({call.id for call in calls}) == num_calls
+
+
+@pytest.mark.parametrize("speaking", ["hermes"], indirect=True)
+async def test_tools_are_in_the_prompt_and_calls_go_back(
+    speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speak(monkeypatch, ASSISTANT, f"<tool_call>{CALL}</tool_call>")
+    with_tools = await speaking.chat.completions.create(**FREE)
+    without = await speaking.chat.completions.create(**FREE | {"tool_choice": "none"})
+    assert with_tools.usage is not None
+    assert without.usage is not None
+    assert with_tools.usage.prompt_tokens > without.usage.prompt_tokens + 50
+    assert without.choices[0].message.content == f"<tool_call>{CALL}</tool_call>"
+    message = with_tools.choices[0].message
+    result = {"role": "tool", "tool_call_id": (message.tool_calls or [])[0].id, "content": "sunny"}
+    history: list[Any] = [*MESSAGES, message.model_dump(), result]
+    speak(monkeypatch, ASSISTANT, "Sunny.")
+    again = await speaking.chat.completions.create(**FREE | {"messages": history})
+    assert again.choices[0].message.content == "Sunny."
+    assert again.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("speaking", ["hermes"], indirect=True)
+async def test_one_call_at_a_time(speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    speak(monkeypatch, ASSISTANT, f"<tool_call>{CALL}</tool_call>" * 2)
+    answer = await speaking.chat.completions.create(**FREE, parallel_tool_calls=False)
+    assert len(answer.choices[0].message.tool_calls or []) == 1
+
+
+@pytest.mark.parametrize("speaking", ["hermes"], indirect=True)
+async def test_a_call_that_is_cut_off_is_text(speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    speak(monkeypatch, ASSISTANT, f"<tool_call>{CALL}</tool_call>")
+    answer = await speaking.chat.completions.create(**FREE | {"max_tokens": 30})
+    assert answer.choices[0].message.content == f"<tool_call>{CALL}"[:30]
+    assert answer.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("speaking", ["hermes"], indirect=True)
+async def test_strict_tools_are_refused(speaking: AsyncOpenAI) -> None:
+    strict = {"type": "function", "function": {**TOOL["function"], "strict": True}}  # type: ignore[dict-item]
+    with pytest.raises(openai.BadRequestError, match="cannot be enforced") as caught:
+        await speaking.chat.completions.create(**FREE | {"tools": [strict]})
+    assert caught.value.param == "tools[0].function.strict"
+
+
+async def test_a_template_without_tools_refuses_them(client: AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="does not show tools") as caught:
+        await client.chat.completions.create(**FREE)
+    assert caught.value.param == "tools"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("think", [False, True])
+@pytest.mark.parametrize("speaking", ["thinking"], indirect=True)
+async def test_reasoning_is_split_off(
+    speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch, think: bool, streamed: bool
+) -> None:
+    said = f"is it 1 < 2?</think>\n\nYes.<tool_call>{CALL}</tool_call>"
+    after = ASSISTANT + ("<think>\n" if think else "")
+    speak(monkeypatch, after, said if think else f"<think>\n{said}")
+    fields = FREE | {"extra_body": {"chat_template_kwargs": {"think": think}}}
+    if streamed:
+        chunks = [chunk async for chunk in await speaking.chat.completions.create(**fields, stream=True)]
+        deltas = [chunk.choices[0].delta for chunk in chunks]
+        reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+        content = "".join(delta.content or "" for delta in deltas)
+        calls = [call for delta in deltas for call in delta.tool_calls or []]
+    else:
+        message: Any = (await speaking.chat.completions.create(**fields)).choices[0].message
+        reasoning, content, calls = message.reasoning_content, message.content, message.tool_calls
+    assert (reasoning, content, len(calls)) == ("is it 1 < 2?", "Yes.", 1)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("speaking", ["thinking"], indirect=True)
+async def test_reasoning_of_a_response(
+    speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    speak(monkeypatch, ASSISTANT, "<think>hm</think>Yes.")
+    fields = RESPONSE | {"max_output_tokens": 100}
+    if streamed:
+        async with speaking.responses.stream(**fields) as events:
+            kinds = [event.type async for event in events]
+            response: Any = await events.get_final_response()
+        assert "response.reasoning_text.delta" in kinds
+    else:
+        response = await speaking.responses.create(**fields)
+    reasoning, message = response.output
+    assert (reasoning.type, reasoning.content[0].text) == ("reasoning", "hm")
+    assert (message.type, response.output_text, response.status) == ("message", "Yes.", "completed")
+    assert response.usage.output_tokens_details.reasoning_tokens == len("<think>hm</think>")
+
+
+# Tokens
+
+
+async def test_tokenize_and_detokenize(setup: Setup) -> None:
+    async def post(path: str, **body: object) -> Any:
+        return (await setup.http.post(path, json=body)).json()
+
+    assert await post("/tokenize", prompt="é") == {"count": 2, "max_model_len": 2048, "tokens": ids_of("é")}
+    named = await post("/tokenize", model="tiny", prompt="ab", return_token_strs=True)
+    assert named["token_strs"] == ["a", "b"]
+    assert (await post("/tokenize", messages=MESSAGES))["tokens"] == CHAT_IDS
+    assert await post("/detokenize", tokens=CHAT_IDS) == {"prompt": "user\nhiassistant\n"}
+    assert await post("/detokenize", tokens=[]) == {"prompt": ""}
+    for path, body, param in (
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": MESSAGES}, "prompt"),
+        ("/tokenize", {"prompt": "a", "model": "other"}, "model"),
+        ("/detokenize", {"tokens": [1, 259]}, "tokens[1]"),
+        ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
+    ):
+        assert (await post(path, **body))["error"]["param"] == param
