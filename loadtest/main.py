@@ -16,7 +16,6 @@ COMMANDS = {
     "run": "send one load, measure it, and write JSON, JSONL and a page",
     "sweep": "find the highest rate that meets the targets, by bisection",
     "compare": "set two results side by side",
-    "report": "draw the page of a result again",
 }
 _EXAMPLES = """examples:
   baton loadtest run grpc://127.0.0.1:7000 --rate 4 --duration 60 --input 256 --output 64

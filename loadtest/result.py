@@ -73,19 +73,6 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
             file.write(json.dumps(record.to_json(), separators=(",", ":"), ensure_ascii=False) + "\n")
 
 
-def read_records(path: Path) -> list[Record]:
-    """Return what `write_records` wrote.
-
-    Raises:
-        UsageError: there is no such file, or it is not one.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            return [Record.from_json(json.loads(line)) for line in file]
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path}: not the requests of a run: {error}") from error
-
-
 def read_json(path: Path) -> dict[str, Json]:
     """Return a result's figures as written.
 

@@ -51,7 +51,7 @@ def run_plots(records: Sequence[Record], samples: Sequence[WorkerSample], target
 def over_time(title: str, name: str, points: Points, target: float | None) -> Plot:
     """Return percentiles of what happened in each of up to 60 spans of the run."""
     end = max(at for at, _ in points)
-    width = max(end / _BINS, 1e-3)
+    width = max(end / min(_BINS, max(6, len(points) // 10)), 1e-3)
     bins: dict[int, list[float]] = defaultdict(list)
     for at, value in points:
         bins[int(at / width)].append(value)
@@ -107,12 +107,12 @@ def shares(records: Sequence[Record]) -> Plot:
         ("E2E", "c3", [1000 * record.e2e_s for record in records if record.outcome is Outcome.OK]),
     ]
     curves = [curve for curve in curves if curve[2]]
-    values = [value for _, _, part in curves for value in part]
+    values = [value for _, _, part in curves for value in np.percentile(part, (1, 100)).tolist()]
     plot = Plot(
         "Share of requests at most so slow",
         "ms",
         "%",
-        x_low=min(values),
+        x_low=max(min(values), 0.1),
         x_high=max(values),
         y_high=100 / 1.05,
     )

@@ -19,9 +19,10 @@ h1 { margin: 0; font-size: 26px; letter-spacing: -0.01em; }
 h2 { margin: 36px 0 12px; font-size: 17px; }
 .sub, .note { color: var(--soft); } .sub { margin: 2px 0 22px; } .note { margin: 6px 4px 0;
   font-size: 12.5px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(138px, 1fr)); gap: 10px; }
 .tile, figure, .sheet { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
-.tile { padding: 12px 16px; } .tile b { display: block; font-size: 25px; font-weight: 600;
+.tile { padding: 12px 16px; } .tile b { display: block; white-space: nowrap; font-size: 22px;
+  font-weight: 600;
   line-height: 1.25;
   letter-spacing: -0.02em; } .tile span { color: var(--soft); font-size: 12.5px; }
 .tile small { font-size: 14px; font-weight: 400; color: var(--soft); margin-left: 3px; }
@@ -48,7 +49,7 @@ td.range { color: var(--soft); } td.text { text-align: left; white-space: normal
 .tick, .name, .mark { fill: var(--soft); font-size: 11px; } .name { font-size: 11.5px; }
 .line { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; }
 .band { fill: currentColor; opacity: 0.13; stroke: none; } .dot { fill: currentColor; }
-.faint { opacity: 0.5; }
+.faint { opacity: 0.65; }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
 .c4 { color: var(--c4); } .c5 { color: var(--c5); } .key i.c0 { color: var(--c0); }
 footer { margin-top: 32px; color: var(--soft); font-size: 12.5px; }
