@@ -16,6 +16,7 @@ from functools import partial
 from engine.config import EngineConfig
 from engine.errors import EngineStoppedError, InvalidRequestError, QueueFullError, UnknownRequestError
 from engine.events import StepEvents
+from engine.kv.block_events import BlockJournal
 from engine.kv.layout import KVLayout
 from engine.loop import EngineLoop
 from engine.request import Request, RequestStatus
@@ -132,6 +133,11 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return the picture taken at the end of the last step."""
         return self._stats
+
+    @property
+    def block_journal(self) -> BlockJournal:
+        """What the prefix cache gained and lost."""
+        return self._loop.scheduler.block_journal
 
     def check_invariants(self) -> None:
         """Let the engine thread check itself, and wait for the result.

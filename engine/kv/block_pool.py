@@ -9,13 +9,19 @@ blocks go first, then cached ones, least recently released first.
 from __future__ import annotations
 
 from engine.errors import OutOfBlocksError
+from engine.kv.block_events import BlockJournal
 
 
 class BlockPool:
-    """Ref counts and the prefix cache of `num_blocks` blocks. Not thread-safe."""
+    """Ref counts and the prefix cache of `num_blocks` blocks. Not thread-safe.
 
-    def __init__(self, num_blocks: int) -> None:
+    Args:
+        journal: is told which hashes the cache gains and loses.
+    """
+
+    def __init__(self, num_blocks: int, journal: BlockJournal | None = None) -> None:
         self.num_blocks = num_blocks
+        self._journal = journal
         self._refs = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._blank = list(range(num_blocks - 1, -1, -1))
@@ -69,6 +75,8 @@ class BlockPool:
         if block_hash not in self._cached:
             self._hashes[block_id] = block_hash
             self._cached[block_hash] = block_id
+            if self._journal is not None:
+                self._journal.stored(block_hash)
 
     def _take(self) -> int:
         if self._blank:
@@ -80,6 +88,8 @@ class BlockPool:
             assert block_hash is not None
             del self._cached[block_hash]
             self._hashes[block_id] = None
+            if self._journal is not None:
+                self._journal.evicted(block_hash)
         assert self._refs[block_id] == 0, f"block {block_id} is free and held"
         self._refs[block_id] = 1
         return block_id

@@ -13,11 +13,12 @@ from collections import Counter
 from dataclasses import dataclass
 
 from engine.errors import OutOfBlocksError
-from engine.kv.block_hash import HashChain
+from engine.kv.block_events import BlockJournal
 from engine.kv.block_pool import BlockPool
 from engine.kv.layout import CacheGroup, CacheKind
 from engine.request import Request
 from engine.step import BlockCopy
+from kvhash.chain import HashChain
 
 _BLOCKWISE = frozenset({CacheKind.ATTENTION, CacheKind.LATENT})
 
@@ -31,14 +32,22 @@ class _Table:
 
 
 class KVManager:
-    """Owns one pool a cache group. Not thread-safe: the engine thread alone calls it."""
+    """Owns one pool a cache group. Not thread-safe: the engine thread alone calls it.
+
+    Attributes:
+        journal: what the prefix cache gained and lost; any thread may read it.
+    """
 
     def __init__(self, groups: tuple[CacheGroup, ...], num_blocks: int, prefix_cache: bool = True) -> None:
         unsupported = [group.name for group in groups if group.kind not in _BLOCKWISE]
         if unsupported:
             raise NotImplementedError(f"cache groups {unsupported} are not made of blocks of tokens")
         self._groups = groups
-        self._pools = tuple(BlockPool(num_blocks) for _ in groups)
+        # Only the first group is told of: a prefix is cached in all groups or of no use.
+        self.journal = BlockJournal(num_blocks)
+        self._pools = tuple(
+            BlockPool(num_blocks, None if index else self.journal) for index in range(len(groups))
+        )
         self._prefix_cache = prefix_cache
         self._tables: dict[str, _Table] = {}
         self._chains: dict[str, list[HashChain]] = {}

@@ -24,6 +24,7 @@ import time
 from engine.config import EngineConfig
 from engine.errors import EngineError, OutOfBlocksError, QueueFullError
 from engine.events import Event, RequestCancelled, RequestFailed, ReservationGranted, TokenSampled
+from engine.kv.block_events import BlockJournal
 from engine.kv.kv_manager import KVManager
 from engine.kv.layout import CacheGroup
 from engine.request import Request, RequestStatus
@@ -76,6 +77,11 @@ class Scheduler:
     def num_queued(self) -> int:
         """Requests that wait for blocks or a place in the batch."""
         return len(self._queue)
+
+    @property
+    def block_journal(self) -> BlockJournal:
+        """What the prefix cache gained and lost; any thread may read it."""
+        return self._kv.journal
 
     @property
     def request_ids(self) -> tuple[str, ...]:

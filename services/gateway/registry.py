@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from baton.v1.kv_pb2 import KvPeer
-from baton.v1.registry_pb2 import WorkerInfo, WorkerLoad, WorkerRole
+from baton.v1.registry_pb2 import BeatResponse, BlockEvents, WorkerInfo, WorkerLoad, WorkerRole
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
+from services.gateway.prefix_index import KnownBlocks
 from services.gateway.sampling import bad_field
 
+WorkerKey = tuple[str, str]
+
 MISSED_BEATS = 3
+# A pace that was not seen again fades by this factor with each prompt.
+_PACE_FADES = 0.98
 
 _PREFILL_ROLES = (WorkerRole.WORKER_ROLE_PREFILL, WorkerRole.WORKER_ROLE_BOTH)
 _DECODE_ROLES = (WorkerRole.WORKER_ROLE_DECODE, WorkerRole.WORKER_ROLE_BOTH)
@@ -44,6 +49,8 @@ class Worker:
         load: as last reported.
         is_draining: takes no new requests.
         is_suspect: a connection to it failed since its last beat; others are preferred.
+        blocks: what is known of its prefix cache.
+        prefill_tokens_per_s: the best pace at which it computed a prompt lately; 0: none yet.
         held_blocks, new_blocks, held_tokens, new_tokens, last_pick: see routing.
     """
 
@@ -56,9 +63,11 @@ class Worker:
         self.held_blocks = self.new_blocks = 0
         self.held_tokens = self.new_tokens = 0
         self.last_pick = 0
+        self.blocks = KnownBlocks(info.num_blocks)
+        self.prefill_tokens_per_s = 0.0
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> WorkerKey:
         """Worker id and incarnation."""
         return self.info.worker_id, self.info.incarnation
 
@@ -71,6 +80,11 @@ class Worker:
     def does_decode(self) -> bool:
         """Whether it serves DecodeService."""
         return self.info.role in _DECODE_ROLES
+
+    def note_pace(self, num_tokens: int, compute_s: float) -> None:
+        """Take note of a computed prompt. Others may have shared its time, so the best pace counts."""
+        if compute_s > 0:
+            self.prefill_tokens_per_s = max(num_tokens / compute_s, _PACE_FADES * self.prefill_tokens_per_s)
 
 
 class RegistryListener(Protocol):
@@ -153,8 +167,15 @@ class Registry:
             listener.on_joined(worker)
         self._notify()
 
-    def beat(self, worker_id: str, incarnation: str, load: WorkerLoad, draining: bool) -> list[KvPeer]:
-        """Take a report; returns the receivers that prefill workers should know.
+    def beat(
+        self,
+        worker_id: str,
+        incarnation: str,
+        load: WorkerLoad,
+        draining: bool,
+        blocks: BlockEvents | None = None,
+    ) -> BeatResponse:
+        """Take a report; returns what the worker should know.
 
         Raises:
             BatonError: WORKER_NOT_FOUND: it must register (again).
@@ -170,8 +191,15 @@ class Registry:
         worker.is_draining = draining
         worker.is_suspect = False
         worker.new_blocks = worker.new_tokens = 0
+        if blocks is not None:
+            worker.blocks.apply(blocks)
+        worker.blocks.expire(worker.last_beat)
         self._notify()
-        return [other.info.kv_peer for other in self._workers.values() if other.does_decode]
+        return BeatResponse(receivers=self.receivers(), blocks_seq=worker.blocks.seq)
+
+    def receivers(self) -> list[KvPeer]:
+        """Return those that prefill workers should know."""
+        return [worker.info.kv_peer for worker in self._workers.values() if worker.does_decode]
 
     def deregister(self, worker_id: str, incarnation: str) -> None:
         """Take a worker off the list. Idempotent; another incarnation's leave is ignored."""

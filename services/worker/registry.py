@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 import grpc
 
 from baton.v1 import kv_pb2, registry_pb2, registry_pb2_grpc
+from engine.kv.block_events import BlockJournal
 from services.common.channel import open_channel
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
 from services.common.status import parse_status
+from services.worker.block_events import BlockReporter
 
 RPC_TIMEOUT_S = 5.0
 FIRST_BACKOFF_S = 0.05
@@ -35,14 +37,22 @@ class RegistryClient:
     """Registers one worker with all its gateways and beats.
 
     Args:
-        on_receivers: told, after each beat, of all receivers that any gateway lists.
+        journal: of the worker's prefix cache.
+        on_receivers: told, at registration and after each beat, of all receivers that any gateway lists.
     """
 
     def __init__(
-        self, gateways: Sequence[str], info: registry_pb2.WorkerInfo, load: Load, on_receivers: Receivers
+        self,
+        gateways: Sequence[str],
+        info: registry_pb2.WorkerInfo,
+        load: Load,
+        journal: BlockJournal,
+        on_receivers: Receivers,
     ) -> None:
         self._on_receivers = on_receivers
-        self._links = [_GatewayLink(address, info, load, self._merge) for address in gateways]
+        self._links = [
+            _GatewayLink(address, info, load, BlockReporter(journal), self._merge) for address in gateways
+        ]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -70,12 +80,18 @@ class _GatewayLink:
     """The worker's registration at one gateway."""
 
     def __init__(
-        self, address: str, info: registry_pb2.WorkerInfo, load: Load, on_beat: Callable[[], None]
+        self,
+        address: str,
+        info: registry_pb2.WorkerInfo,
+        load: Load,
+        blocks: BlockReporter,
+        on_receivers: Callable[[], None],
     ) -> None:
         self._address = address
         self._info = info
         self._load = load
-        self._on_beat = on_beat
+        self._blocks = blocks
+        self._on_receivers = on_receivers
         self._draining = asyncio.Event()
         self._channel = open_channel(address)
         self._stub = registry_pb2_grpc.RegistryServiceStub(self._channel)
@@ -116,26 +132,36 @@ class _GatewayLink:
     async def _register(self) -> float:
         request = registry_pb2.RegisterRequest(worker=self._info)
         response = await self._stub.Register(request, timeout=RPC_TIMEOUT_S)
+        self._blocks.restart()
+        self._take_receivers(response.receivers)
         return max(float(response.beat_interval_ms), 10.0) / 1000
 
     async def _beat(self, interval_s: float) -> None:
         """Beat until the gateway forgets us or goes away; raises the AioRpcError that says so."""
         while True:
             draining = self._draining.is_set()
+            blocks, is_more = self._blocks.next()
             request = registry_pb2.BeatRequest(
                 worker_id=self._info.worker_id,
                 incarnation=self._info.incarnation,
                 load=self._load(),
                 draining=draining,
+                blocks=blocks,
             )
             response = await self._stub.Beat(request, timeout=RPC_TIMEOUT_S)
-            self.receivers = response.receivers
-            self._on_beat()
+            is_taken = self._blocks.acknowledge(response.blocks_seq)
+            self._take_receivers(response.receivers)
+            if is_more and is_taken:
+                continue
             if draining:
                 await asyncio.sleep(interval_s)
             else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._draining.wait(), interval_s)
+
+    def _take_receivers(self, receivers: Sequence[kv_pb2.KvPeer]) -> None:
+        self.receivers = receivers
+        self._on_receivers()
 
     def _complain(self, error: BatonError) -> None:
         level = logging.ERROR if error.reason is ErrorReason.LAYOUT_MISMATCH else logging.WARNING

@@ -142,7 +142,11 @@ class Worker:
         await self.server.start()
         await self.server.set_serving(True)
         self._registry = RegistryClient(
-            self._worker.gateway, self._info(), self.service.load, self.service.on_receivers
+            self._worker.gateway,
+            self._info(),
+            self.service.load,
+            self.host.engine.block_journal,
+            self.service.on_receivers,
         )
         self._registry.start()
 

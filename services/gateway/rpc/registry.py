@@ -32,16 +32,16 @@ class RegistryServicer(RegistryServiceServicer):
     ) -> RegisterResponse:
         """List a worker."""
         self._registry.register(request.worker)
-        return RegisterResponse(beat_interval_ms=self._beat_interval_ms)
+        return RegisterResponse(beat_interval_ms=self._beat_interval_ms, receivers=self._registry.receivers())
 
     async def Beat(  # noqa: N802
         self, request: BeatRequest, context: grpc.aio.ServicerContext[BeatRequest, BeatResponse]
     ) -> BeatResponse:
         """Take a worker's report."""
-        receivers = self._registry.beat(
-            request.worker_id, request.incarnation, request.load, request.draining
+        blocks = request.blocks if request.HasField("blocks") else None
+        return self._registry.beat(
+            request.worker_id, request.incarnation, request.load, request.draining, blocks
         )
-        return BeatResponse(receivers=receivers)
 
     async def Deregister(  # noqa: N802
         self,

@@ -22,8 +22,11 @@ from baton.v1.prefill_pb2 import FirstToken, HandedOver, PrefillRequest
 from baton.v1.sampling_pb2 import FinishReason
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
+from services.gateway.prefix_index import PromptBlocks
+from services.gateway.registry import WorkerKey
 from services.gateway.request import Request
-from services.gateway.session.cluster import Cluster, Hold, WorkerKey
+from services.gateway.selection import Hold
+from services.gateway.session.cluster import Cluster
 from services.gateway.session.events import AttemptEvent, PrefillEvent, StreamBroken, Token, tokens_of
 from services.gateway.session.link import WorkerLink
 from services.gateway.session.recovery import (
@@ -59,6 +62,7 @@ class Attempt:
         self._recovery = recovery
         self._request = request
         self._token_ids = token_ids
+        self._prompt = PromptBlocks(token_ids, request.cache_salt)
         self._max_new = request.sampling.max_tokens - (len(token_ids) - len(request.token_ids))
         self._id = f"{request.key}-{number}"
         self._mailbox: asyncio.Queue[AttemptEvent] = asyncio.Queue()
@@ -160,7 +164,7 @@ class Attempt:
         pick = self._cluster.pick_decode
         avoid = self._recovery.avoid
         link, hold = await self._recovery.pick(
-            "decode", lambda: pick(len(self._token_ids), self._max_new, avoid, full)
+            "decode", lambda: pick(self._prompt, self._max_new, avoid, full)
         )
         self._decode = link
         self._holds.append(hold)
@@ -214,7 +218,7 @@ class Attempt:
         pick = self._cluster.pick_prefill
         avoid = self._recovery.avoid
         link, hold = await self._recovery.pick(
-            "prefill", lambda: pick(len(self._token_ids), avoid, self._full_prefill)
+            "prefill", lambda: pick(self._prompt, avoid, self._full_prefill)
         )
         self._prefill = link
         self._holds.append(hold)
@@ -275,6 +279,8 @@ class Attempt:
         response = event.response
         if response is not None and response.HasField("first_token"):
             first = self.first = response.first_token
+            assert self._prefill is not None
+            self._prefill.worker.note_pace(len(self._token_ids) - first.cached_tokens, first.compute_s)
             logprobs = first.logprobs if first.HasField("logprobs") else None
             self._tokens.append(Token(first.token_id, logprobs, first.finish_reason))
             self._tokens.extend(self._early)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from services.common.errors import BatonError, ErrorReason
-from services.gateway.registry import Registry, Worker
-from services.gateway.session.cluster import WorkerKey
+from services.gateway.registry import Registry, Worker, WorkerKey
 
 Picked = TypeVar("Picked")
 

@@ -1,8 +1,8 @@
 import pytest
 
 from engine.errors import OutOfBlocksError
-from engine.kv.block_hash import HashChain
 from engine.kv.block_pool import BlockPool
+from kvhash.chain import HashChain
 
 
 def test_allocation_is_all_or_nothing() -> None:

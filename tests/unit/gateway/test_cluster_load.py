@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from baton.v1.registry_pb2 import WorkerInfo, WorkerLoad
 from services.gateway.registry import Worker
-from services.gateway.session.cluster import Hold
+from services.gateway.selection import Hold
 
 
 def counts(worker: Worker) -> tuple[int, int, int, int]:

@@ -2,12 +2,43 @@ from __future__ import annotations
 
 from collections import Counter
 
-from services.gateway.routing import DecodeFacts, PrefillFacts, num_blocks, pick_decode, pick_prefill
+import pytest
+
+from services.gateway.routing import (
+    CACHED_WEIGHT,
+    DecodeFacts,
+    PrefillFacts,
+    num_blocks,
+    pick_decode,
+    pick_prefill,
+    uncached_tokens,
+)
 
 
-def decode(free: int = 100, held: int = 0, new: int = 0, last: int = 0, blocks: int = 100) -> DecodeFacts:
+def decode(
+    free: int = 100, held: int = 0, new: int = 0, cached: int = 0, last: int = 0, blocks: int = 100
+) -> DecodeFacts:
     return DecodeFacts(
-        num_blocks=blocks, block_size=16, free_blocks=free, held_blocks=held, new_blocks=new, last_pick=last
+        num_blocks=blocks,
+        block_size=16,
+        free_blocks=free,
+        held_blocks=held,
+        new_blocks=new,
+        cached_tokens=cached,
+        last_pick=last,
+    )
+
+
+def prefill(
+    pending: int = 0, held: int = 0, new: int = 0, cached: int = 0, pace: float = 0.0, last: int = 0
+) -> PrefillFacts:
+    return PrefillFacts(
+        pending_tokens=pending,
+        held_tokens=held,
+        new_tokens=new,
+        cached_tokens=cached,
+        tokens_per_s=pace,
+        last_pick=last,
     )
 
 
@@ -31,7 +62,7 @@ def test_a_bigger_pool_wins_when_both_are_idle() -> None:
 
 def test_ties_go_round() -> None:
     assert pick_decode([decode(last=3), decode(last=1), decode(last=2)], 64) == 1
-    assert pick_prefill([PrefillFacts(0, 0, 0, 3), PrefillFacts(0, 0, 0, 1)]) == 1
+    assert pick_prefill([prefill(last=3), prefill(last=1)], 64) == 1
 
 
 def test_overload_goes_to_the_shortest_queue() -> None:
@@ -50,13 +81,53 @@ def test_a_burst_between_two_reports_is_spread_evenly() -> None:
     assert picks == {0: 10, 1: 10, 2: 10}
 
 
+def test_a_cached_prefix_draws_a_request_to_decode_but_not_without_end() -> None:
+    assert pick_decode([decode(free=90), decode(free=60, cached=64)], 64) == 1
+    assert pick_decode([decode(free=90), decode(free=50, cached=64)], 64) == 0
+
+
+def test_a_cached_prefix_does_not_make_a_request_queue() -> None:
+    assert pick_decode([decode(free=3, cached=64), decode(free=4)], 64) == 1
+
+
 def test_fewest_queued_tokens_wins() -> None:
-    assert pick_prefill([PrefillFacts(500, 0, 0, 0), PrefillFacts(100, 0, 0, 0)]) == 1
+    assert pick_prefill([prefill(pending=500), prefill(pending=100)], 50) == 1
 
 
 def test_own_tokens_count_before_any_report() -> None:
-    assert pick_prefill([PrefillFacts(0, 900, 900, 0), PrefillFacts(300, 0, 0, 0)]) == 1
+    assert pick_prefill([prefill(held=900, new=900), prefill(pending=300)], 50) == 1
 
 
 def test_other_gateways_tokens_count() -> None:
-    assert pick_prefill([PrefillFacts(800, 100, 0, 0), PrefillFacts(0, 400, 400, 0)]) == 1
+    assert pick_prefill([prefill(pending=800, held=100), prefill(held=400, new=400)], 50) == 1
+
+
+def test_a_cached_prefix_outweighs_a_queue_up_to_a_limit() -> None:
+    cached = 1000
+    for queued, chosen in ((CACHED_WEIGHT * cached - 1, 0), (CACHED_WEIGHT * cached + 1, 1)):
+        assert pick_prefill([prefill(held=queued, cached=cached), prefill()], 1500) == chosen
+
+
+def test_the_last_token_is_computed_even_if_all_are_cached() -> None:
+    assert uncached_tokens(64, 64) == 1
+    assert uncached_tokens(64, 48) == 16
+
+
+def test_a_slower_worker_gets_less() -> None:
+    assert pick_prefill([prefill(held=1000, pace=100), prefill(held=3000, pace=1000)], 100) == 1
+    # Nothing is known of the second one yet: it is not taken for slow.
+    assert pick_prefill([prefill(held=1000, pace=100), prefill(held=500)], 100) == 1
+
+
+def test_a_burst_with_one_prefix_stays_together_until_the_queue_outweighs_it() -> None:
+    held, cached = [0, 0], [0, 0]
+    picks = []
+    for _ in range(120):
+        chosen = pick_prefill([prefill(held=held[i], new=held[i], cached=cached[i]) for i in range(2)], 1100)
+        held[chosen] += uncached_tokens(1100, cached[chosen])
+        cached[chosen] = 1000
+        picks.append(chosen)
+    # 8000 tokens of queue at 100 each, behind the first one's 1100; from then on both share.
+    assert set(picks[:70]) == {0}
+    assert picks[70:].count(1) == pytest.approx(50, abs=25)
+    assert abs(held[0] - held[1]) < 8000 + 1100

@@ -6,6 +6,8 @@ So h[i] names the salt and every token up to the end of block i, and two equal
 hashes mean equal KV. A cryptographic hash, because a tenant who could find a
 second preimage would read another's KV; 128 bits put that at 2^128 work.
 hashlib's blake2b costs about a microsecond a block and needs no package.
+
+This is the one definition: what a worker reports as stored is what a gateway looks up.
 """
 
 from __future__ import annotations

@@ -1,0 +1,159 @@
+"""Selection of workers: routing over the registry, with load counted at selection."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+from services.gateway.prefix_index import leading_blocks
+from services.gateway.registry import Registry, Worker, WorkerKey
+from services.gateway.routing import (
+    DecodeFacts,
+    PrefillFacts,
+    num_blocks,
+    pick_decode,
+    pick_prefill,
+    uncached_tokens,
+)
+
+
+class Prompt(Protocol):
+    """The tokens that a worker is to be found for."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, those that a lost worker had emitted included."""
+
+    def hashes(self, block_size: int) -> Sequence[bytes]:
+        """Return the names of its full blocks, leading ones first."""
+
+
+class Hold:
+    """A request's share of a worker's load, from selection until release."""
+
+    def __init__(self, worker: Worker, *, blocks: int = 0, tokens: int = 0) -> None:
+        self._worker = worker
+        self._blocks, self._tokens = blocks, tokens
+        self._report = worker.load
+        worker.held_blocks += blocks
+        worker.new_blocks += blocks
+        worker.held_tokens += tokens
+        worker.new_tokens += tokens
+
+    def release(self) -> None:
+        """Give the share back. Idempotent."""
+        worker = self._worker
+        worker.held_blocks -= self._blocks
+        worker.held_tokens -= self._tokens
+        if worker.load is self._report:  # else a report has reset what is new
+            worker.new_blocks -= self._blocks
+            worker.new_tokens -= self._tokens
+        self._blocks = self._tokens = 0
+
+
+class Selector:
+    """Picks workers of a registry.
+
+    Args:
+        expected_output_tokens: output that is expected of a request that asks for more.
+        clock: seconds, monotonic.
+        decode, prefill: the choice; a bench compares others.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        expected_output_tokens: int,
+        clock: Callable[[], float],
+        *,
+        decode: Callable[[Sequence[DecodeFacts], int], int] = pick_decode,
+        prefill: Callable[[Sequence[PrefillFacts], int], int] = pick_prefill,
+    ) -> None:
+        self._registry = registry
+        self._expected_output_tokens = expected_output_tokens
+        self._clock = clock
+        self._choose_decode = decode
+        self._choose_prefill = prefill
+        self._picks = itertools.count(1)
+
+    def pick_decode(
+        self, prompt: Prompt, max_tokens: int, avoid: Collection[WorkerKey], refuse: Collection[WorkerKey]
+    ) -> tuple[Worker, Hold] | None:
+        """Pick the decode worker with most room and count the request there.
+
+        Args:
+            max_tokens: most that the request may still generate.
+            avoid: workers that failed this request: taken only if there is no other.
+            refuse: workers not to be taken at all.
+        Returns:
+            None if there is none.
+        """
+        workers = self.eligible(lambda worker: worker.does_decode, avoid, refuse)
+        if not workers:
+            return None
+        grown = prompt.num_tokens + min(max_tokens, self._expected_output_tokens)
+        facts = [
+            _decode_facts(worker, cached)
+            for worker, cached in zip(workers, _cached_tokens(workers, prompt), strict=True)
+        ]
+        worker = self._take(workers[self._choose_decode(facts, grown)], prompt)
+        return worker, Hold(worker, blocks=num_blocks(grown, worker.info.block_size))
+
+    def pick_prefill(
+        self, prompt: Prompt, avoid: Collection[WorkerKey], refuse: Collection[WorkerKey]
+    ) -> tuple[Worker, Hold] | None:
+        """Pick a prefill worker by queue and cached prefix, and count the prompt there. Args as above."""
+        workers = self.eligible(lambda worker: worker.does_prefill, avoid, refuse)
+        if not workers:
+            return None
+        cached = _cached_tokens(workers, prompt)
+        facts = [_prefill_facts(worker, tokens) for worker, tokens in zip(workers, cached, strict=True)]
+        index = self._choose_prefill(facts, prompt.num_tokens)
+        worker = self._take(workers[index], prompt)
+        return worker, Hold(worker, tokens=uncached_tokens(prompt.num_tokens, cached[index]))
+
+    def eligible(
+        self, does: Callable[[Worker], bool], avoid: Collection[WorkerKey], refuse: Collection[WorkerKey]
+    ) -> list[Worker]:
+        """Return the best class of workers: sound ones, those that failed before, those in doubt."""
+        workers = [w for w in self._registry if does(w) and not w.is_draining and w.key not in refuse]
+        sound = [w for w in workers if not w.is_suspect and w.key not in avoid]
+        failed = [w for w in workers if not w.is_suspect]
+        in_doubt = [w for w in workers if w.key not in avoid]
+        return sound or failed or in_doubt
+
+    def _take(self, worker: Worker, prompt: Prompt) -> Worker:
+        worker.last_pick = next(self._picks)
+        worker.blocks.expect(prompt.hashes(worker.info.block_size), self._clock())
+        return worker
+
+
+def _cached_tokens(workers: Sequence[Worker], prompt: Prompt) -> list[int]:
+    """Return the leading tokens that each worker holds; all have one block size, as one layout."""
+    block_size = workers[0].info.block_size
+    counts = leading_blocks([worker.blocks for worker in workers], prompt.hashes(block_size))
+    return [count * block_size for count in counts]
+
+
+def _decode_facts(worker: Worker, cached_tokens: int) -> DecodeFacts:
+    return DecodeFacts(
+        num_blocks=worker.info.num_blocks,
+        block_size=worker.info.block_size,
+        free_blocks=worker.load.free_blocks,
+        held_blocks=worker.held_blocks,
+        new_blocks=worker.new_blocks,
+        cached_tokens=cached_tokens,
+        last_pick=worker.last_pick,
+    )
+
+
+def _prefill_facts(worker: Worker, cached_tokens: int) -> PrefillFacts:
+    return PrefillFacts(
+        pending_tokens=worker.load.pending_tokens,
+        held_tokens=worker.held_tokens,
+        new_tokens=worker.new_tokens,
+        cached_tokens=cached_tokens,
+        tokens_per_s=worker.prefill_tokens_per_s,
+        last_pick=worker.last_pick,
+    )
