@@ -14,8 +14,10 @@ from starlette.routing import BaseRoute, Route
 
 from services.common.errors import BatonError
 from services.gateway.generator import Generator
+from services.gateway.http.docs_page import render_docs
 from services.gateway.http.exchange import JSON, Endpoint, Exchange, Handler
 from services.gateway.http.generation import GenerationApi
+from services.gateway.http.openapi import describe_api
 from services.gateway.http.responses import ResponsesApi
 from services.gateway.http.tokens import TokensApi
 from services.gateway.http.values import Json
@@ -34,6 +36,8 @@ def create_app(generator: Generator) -> FastAPI:
         "/v1/models/{model:path}": ("GET", api.model),
         "/tokenize": ("POST", tokens.tokenize),
         "/detokenize": ("POST", tokens.detokenize),
+        "/docs": ("GET", api.docs),
+        "/openapi.json": ("GET", api.openapi),
         "/health": ("GET", api.health),
         "/ready": ("GET", api.ready),
         "/metrics": ("GET", api.metrics),
@@ -54,6 +58,9 @@ class _Api:
         self._generator = generator
         self._model = generator.model
         self._started = int(time.time())
+        document = describe_api()
+        self._openapi = json.dumps(document).encode()
+        self._docs = render_docs(document)
 
     async def models(self, exchange: Exchange) -> None:
         """GET /v1/models."""
@@ -64,6 +71,14 @@ class _Api:
         """GET /v1/models/{model}."""
         self._model.check_name(exchange.path_params["model"])
         await exchange.answer(json.dumps(self._describe()).encode(), JSON)
+
+    async def docs(self, exchange: Exchange) -> None:
+        """GET /docs: a page for people."""
+        await exchange.answer(self._docs, (b"content-type", b"text/html; charset=utf-8"))
+
+    async def openapi(self, exchange: Exchange) -> None:
+        """GET /openapi.json: the same for programs."""
+        await exchange.answer(self._openapi, JSON)
 
     async def health(self, exchange: Exchange) -> None:
         """GET /health: the process answers."""
