@@ -24,6 +24,16 @@ Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 Message = Mapping[str, Json]
 
 
+# What a template may raise that meets a conversation, or variables, that it was not made for.
+_TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 # What render() itself sets.
 _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 
@@ -89,7 +99,7 @@ class ChatTemplate:
                     "add_generation_prompt": True,
                 }
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except _TEMPLATE_FAULTS as error:
             raise _bad(field, f"the model's chat template refuses the conversation: {error}") from error
 
 
@@ -125,7 +135,7 @@ def _parse_call(call: Json, field: str) -> Json:
         return call
     try:
         return {**call, "function": {**function, "arguments": json.loads(arguments or "{}")}}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _bad(f"{field}.function.arguments", "must be the text of a JSON object") from None
 
 

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from services.gateway.text.stop import num_held
 
@@ -24,6 +24,13 @@ _MISTRAL = "[TOOL_CALLS]"
 _PYTHON_TAG = "<|python_tag|>"
 _MISTRAL_CALL = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)")
 _BETWEEN = re.compile(r"[\s;]*")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 class ToolFormat(enum.Enum):
@@ -127,11 +134,13 @@ class _HermesParser:
         """Give the call, or what is none as text, if its tag is closed."""
         while (at := self._held.find(_CLOSE, self._search_from)) >= 0:
             try:
-                value = json.loads(self._held[len(_OPEN) : at])
+                value = _DECODER.decode(self._held[len(_OPEN) : at])
             except json.JSONDecodeError as error:
                 if error.msg.startswith("Unterminated string"):  # the tag is inside of an argument
                     self._search_from = at + len(_CLOSE)
                     continue
+                value = None
+            except (ValueError, RecursionError):
                 value = None
             call = _as_call(value, self._names)
             end = at + len(_CLOSE)
@@ -209,12 +218,11 @@ def _parse_mistral(tail: str, names: Set[str]) -> list[ToolCall]:
 def _parse_llama3(tail: str, names: Set[str]) -> list[ToolCall]:
     found: list[object] = []
     text = tail.lstrip().removeprefix(_PYTHON_TAG)
-    decoder = json.JSONDecoder()
     at = 0
     while (at := _end_of_blanks(text, at)) < len(text):
         try:
-            value, at = decoder.raw_decode(text, at)
-        except ValueError:
+            value, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
             return []
         found.append(value)
     return _all_calls(found, names)
@@ -233,18 +241,26 @@ def _all_calls(values: list[object], names: Set[str]) -> list[ToolCall]:
 
 
 def _as_call(value: object, names: Set[str]) -> ToolCall | None:
-    if not isinstance(value, dict) or value.get("name") not in names:
+    if not isinstance(value, dict):
+        return None
+    name = value.get("name")
+    if not isinstance(name, str) or name not in names:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
         arguments = _parse_json(arguments)
     if not isinstance(arguments, dict):
         return None
-    return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
+    text = json.dumps(arguments, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can show
+        text = json.dumps(arguments)
+    return ToolCall(name, text)
 
 
 def _parse_json(text: str) -> object:
     try:
-        return json.loads(text)
-    except ValueError:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError):
         return None

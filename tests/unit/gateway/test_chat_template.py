@@ -101,6 +101,7 @@ def test_tools_are_shown_and_arguments_are_objects(tmp_path: Path) -> None:
     ("call", "field"),
     [
         ({"function": {"name": "f", "arguments": "{"}}, "function.arguments"),
+        ({"function": {"name": "f", "arguments": "[" * 100_000}}, "function.arguments"),
         ({"id": "x"}, "function"),
     ],
 )
@@ -132,3 +133,9 @@ def test_further_variables_reach_the_template_but_not_its_own(tmp_path: Path) ->
     with pytest.raises(BatonError) as caught:
         made.render([USER], variables={"messages": []})
     assert caught.value.field == "chat_template_kwargs.messages"
+
+
+@pytest.mark.parametrize("source", ["{{ x.a.b }}", "{{ 1 // x }}", "{{ 'a'[x] + 1 }}", "{{ x() }}"])
+def test_a_template_that_trips_over_a_variable_refuses(tmp_path: Path, source: str) -> None:
+    with pytest.raises(BatonError, match="refuses the conversation"):
+        template(tmp_path, source).render([USER], variables={"x": 0})
