@@ -23,6 +23,8 @@ from loadtest.run import run as run_load
 from loadtest.scenario import Scenario
 from loadtest.verify import Verification, verify
 
+MIN_WIDTH = 110  # a cut figure is worse than a wrapped line
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verify and scenario.temperature:
         raise UsageError("verify: needs greedy answers (--temperature 0)")
     console = Console()
+    console.width = max(console.width, MIN_WIDTH)
     with LiveProgress(console, scenario, args.processes, enabled=not args.quiet) as live:
         done = asyncio.run(
             run_load(
