@@ -10,7 +10,7 @@ in the choice alone:
     load           Baton's routing, told of no cached prefix
     baton          Baton's routing
 
-Caches are unbounded, or hold a tenth of the trace's distinct blocks each, or all together.
+Caches are unbounded, or each holds a tenth of the trace's distinct blocks (or all together do).
 Printed: prompt tokens found in prefill's caches, as a share of all and of what one cache would
 have found that is as large as all of them and sees every prompt in order; the hottest worker's
 computed tokens over the mean; time to the first token; for decode, tokens that need not be sent,
@@ -43,6 +43,12 @@ from bench.routing_simulation import (
 from services.gateway.routing import DecodeFacts, PrefillFacts, pick_decode, pick_prefill
 
 TRACES = ("conversation", "synthetic")
+# Blocks of a worker's cache, of the distinct blocks of a trace.
+SIZES: dict[str, Callable[[int], int]] = {
+    "unbounded": lambda distinct: 2 * distinct,
+    "a tenth each": lambda distinct: distinct // 10,
+    "a tenth together": lambda distinct: distinct // 10 // NUM_WORKERS,
+}
 
 
 def in_turn(workers: Sequence[DecodeFacts | PrefillFacts], num_tokens: int) -> int:
@@ -121,17 +127,23 @@ def progress_of(label: str) -> Callable[[float], None]:
     return show_share
 
 
-def run(name: str, prompts: Sequence[TracePrompt], tokens_per_s: float, policies: Sequence[str]) -> None:
+def run(
+    name: str,
+    prompts: Sequence[TracePrompt],
+    tokens_per_s: float,
+    sizes: Sequence[str],
+    policies: Sequence[str],
+) -> None:
     """Print one trace's tables."""
     tokens = sum(prompt.num_tokens for prompt in prompts)
     distinct = len({block for prompt in prompts for block in prompt.names})
-    for caches, num_blocks in (
-        ("unbounded caches", 2 * distinct),
-        (f"caches of a tenth of {distinct} blocks each", distinct // 10),
-        (f"caches of a tenth of {distinct} blocks together", distinct // 10 // NUM_WORKERS),
-    ):
+    for caches in sizes:
+        num_blocks = SIZES[caches](distinct)
         shared = shared_hits(prompts, num_blocks * NUM_WORKERS)
-        print(f"\n{name}: {len(prompts)} prompts, {caches}; one shared cache finds {shared / tokens:.1%}\n")
+        print(
+            f"\n{name}: {len(prompts)} prompts, {distinct} blocks, caches: {caches}; "
+            f"one shared cache finds {shared / tokens:.1%}\n"
+        )
         print(
             "| policy      | prefill hits | of shared | hottest | TTFT p50, s | p99 "
             "| decode hits | of shared | hottest |"
@@ -146,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Simulate routing on the Mooncake traces.")
     parser.add_argument("--traces", default=os.environ.get("BATON_TRACES", ""), help="or BATON_TRACES")
     parser.add_argument("--trace", choices=TRACES, action="append", help="default: both")
+    parser.add_argument("--caches", choices=list(SIZES), action="append", help="default: the first two")
     parser.add_argument("--policy", choices=list(POLICIES), action="append", help="default: all")
     parser.add_argument("--tokens-per-s", type=float, default=5000.0, help="of one prefill worker")
     args = parser.parse_args()
@@ -156,7 +169,8 @@ def main() -> None:
         if not args.traces or not path.is_file():
             print(f"skipped: {path.name} is not in --traces (or BATON_TRACES), which is {args.traces!r}")
             continue
-        run(name, read_trace(path), args.tokens_per_s, args.policy or list(POLICIES))
+        sizes = args.caches or list(SIZES)[:2]
+        run(name, read_trace(path), args.tokens_per_s, sizes, args.policy or list(POLICIES))
     print(
         f"\n{time.monotonic() - started:.0f} s; each prefill worker computes {args.tokens_per_s:.0f} tokens/s"
     )
