@@ -76,9 +76,11 @@ class Plot:
         """Draw a target on the x axis."""
         if self.x.low <= value <= self.x.high:
             at = self.x(value)
+            side, anchor = (-4, "end") if at > WIDTH * 0.8 else (4, "start")
             self._parts.append(
                 f'<line class="target" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>'
-                f'<text class="mark" x="{at + 4:.1f}" y="{_TOP + 11}">{escape(text)}</text>'
+                f'<text class="mark" x="{at + side:.1f}" y="{_TOP + 11}" text-anchor="{anchor}">'
+                f"{escape(text)}</text>"
             )
 
     def mark_y(self, value: float, text: str) -> None:

@@ -126,8 +126,9 @@ def shares(records: Sequence[Record]) -> Plot:
 def flow(records: Sequence[Record]) -> Plot:
     """Return what came in, what went out, and what was under way."""
     end = max(record.end_s for record in records)
-    width = max(end / _BINS, 1e-3)
-    edges = np.arange(_BINS + 1) * width
+    bins = min(_BINS, max(6, len(records) // 3))
+    width = max(end / bins, 1e-3)
+    edges = np.arange(bins + 1) * width
 
     def rate(times: Iterable[float]) -> Points:
         counts = np.histogram(list(times), edges)[0] / width

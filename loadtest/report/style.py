@@ -19,9 +19,9 @@ h1 { margin: 0; font-size: 26px; letter-spacing: -0.01em; }
 h2 { margin: 36px 0 12px; font-size: 17px; }
 .sub, .note { color: var(--soft); } .sub { margin: 2px 0 22px; } .note { margin: 6px 4px 0;
   font-size: 12.5px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(138px, 1fr)); gap: 10px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 10px; }
 .tile, figure, .sheet { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
-.tile { padding: 12px 16px; } .tile b { display: block; white-space: nowrap; font-size: 22px;
+.tile { padding: 12px 16px; } .tile b { display: block; white-space: nowrap; font-size: 21px;
   font-weight: 600;
   line-height: 1.25;
   letter-spacing: -0.02em; } .tile span { color: var(--soft); font-size: 12.5px; }
