@@ -70,8 +70,8 @@ def _tiles(result: Result) -> str:
             )
         )
     tiles += [
-        tile("TTFT p50 / p99", _pair(measures.ttft), "ms"),
-        tile("TPOT p50 / p99", _pair(measures.tpot), "ms"),
+        tile("TTFT p50 / p99", *_pair(measures.ttft)),
+        tile("TPOT p50 / p99", *_pair(measures.tpot)),
         tile("output", f"{measures.output_rate:.0f}", "tokens/s"),
         tile("answered", str(measures.outcomes["ok"]), f"of {measures.requests}"),
     ]
@@ -130,5 +130,9 @@ def _bounds(entry: Percentile) -> str:
     return f'<div class="note">{low} … {high}</div>'
 
 
-def _pair(distribution: Distribution) -> str:
-    return f"{1000 * distribution.at(50).value:.0f} / {1000 * distribution.at(99).value:.0f}"
+def _pair(distribution: Distribution) -> tuple[str, str]:
+    """Return p50 and p99 as one short figure, and its unit."""
+    p50, p99 = distribution.at(50).value, distribution.at(99).value
+    if p99 >= 10.0:
+        return f"{p50:.1f} / {p99:.1f}", "s"
+    return f"{1000 * p50:.0f} / {1000 * p99:.0f}", "ms"
