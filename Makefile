@@ -82,6 +82,11 @@ test-gpu: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## tests that need an NVIDIA 
 kernels: $(if $(GPU_PYTHON),,$(CUDA_MADE)) ## compile every CUDA kernel, print what it uses, fail on spills
 	$(or $(GPU_PYTHON),$(PY)) -m engine.backends.cuda.build $(ARGS)
 
+bench-kernels: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## on a GPU: each kernel's time, rate and share of the ceiling, checked in the same run
+	$(or $(GPU_PYTHON),$(PY)) -m bench.kernels.attention_prefill --peers
+	$(or $(GPU_PYTHON),$(PY)) -m bench.kernels.attention_decode
+	$(or $(GPU_PYTHON),$(PY)) -m bench.kernels.rows
+
 bench: protos $(CPU_KERNELS) ## on this CPU: a cluster beside Hugging Face generate, the hand-off beside bare ZeroMQ
 	$(PY) -m bench.cluster $(ARGS)
 	$(PY) -m bench.kvtransfer
