@@ -24,10 +24,11 @@ OPTIONS = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 24}
 
 def check(transport: str, workers: int, chunk: int, reference: GreedyReference, model_dir: Path) -> None:
     prompts = varied_prompts(model_dir)
+    budget = ["--max-chunk-tokens", str(chunk), "--max-step-tokens", str(max(chunk, 256))]
     with LocalCluster(
         prefill=workers,
         decode=workers,
-        prefill_args=["--transports", transport, "--max-chunk-tokens", str(chunk)],
+        prefill_args=[*("--transports", transport), *budget],
         decode_args=["--transports", transport],
     ) as cluster:
         answers = asyncio.run(complete_all(cluster.gateway_address, prompts, at_once=16, **OPTIONS))
