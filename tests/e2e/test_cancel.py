@@ -12,7 +12,7 @@ from baton.client import Client
 from baton.cluster import LocalCluster
 from baton.generation import Delta
 from tests.support.golden import varied_prompts
-from tests.support.traffic import used_blocks, wait_for
+from tests.support.traffic import hold_nothing, wait_for
 
 
 async def start_and_cancel(address: str, prompt: list[int], delay_s: float) -> int:
@@ -41,12 +41,12 @@ def test_cancel_at_random_moments(cluster: LocalCluster, model_dir: Path) -> Non
     tokens = []
     with Client(cluster.gateway_address) as client:
         client.complete(token_ids=corpus[:40], max_tokens=2)
-        wait_for("an idle start", lambda: not any(used_blocks(client).values()), 3.0)
+        wait_for("an idle start", lambda: hold_nothing(client, cluster.workers), 3.0)
         for attempt in range(20):
             prompt = corpus[rng.randrange(400) :][: rng.randrange(200, 1000)]
             delay_s = rng.uniform(0.0, 0.4) if attempt % 2 else rng.uniform(0.4, 2.5)
             tokens.append(asyncio.run(start_and_cancel(cluster.gateway_address, prompt, delay_s)))
-            took = wait_for("blocks given back", lambda: not any(used_blocks(client).values()), 1.0)
+            took = wait_for("blocks given back", lambda: hold_nothing(client, cluster.workers), 1.0)
             print(
                 f"{len(prompt)} tokens, cancelled after {delay_s:.2f} s and {tokens[-1]} tokens: {took:.2f} s"
             )

@@ -13,7 +13,7 @@ from baton.cluster import LocalCluster
 from baton.generation import Answer
 from baton.process import ServiceProcess
 from tests.support.golden import varied_prompts
-from tests.support.traffic import complete_all, loads, used_blocks, wait_for
+from tests.support.traffic import complete_all, hold_nothing, loads, wait_for
 
 OPTIONS = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 64}
 
@@ -33,11 +33,11 @@ def test_kill_one_of_two(role: Literal["prefill", "decode"], model_dir: Path) ->
             return list(await task)
 
         disturbed = asyncio.run(run())
-        survivors = {worker.name for worker in cluster.workers if worker.exit_status is None}
+        survivors = [worker for worker in cluster.workers if worker.exit_status is None]
         assert len(survivors) == 3
         wait_for(
             "the survivors' blocks given back",
-            lambda: not any(used for name, used in used_blocks(client).items() if name in survivors),
+            lambda: hold_nothing(client, survivors),
             15.0,
         )
     retries = 0

@@ -13,7 +13,7 @@ from baton.cluster import LocalCluster
 from baton.errors import OverloadedError
 from baton.generation import Answer
 from tests.support.golden import varied_prompts
-from tests.support.traffic import complete_all, used_blocks, wait_for
+from tests.support.traffic import complete_all, hold_nothing, wait_for
 
 BLOCK_BYTES = 30 * 2 * 3 * 16 * 64 * 4
 POOL_FOR_20 = ["--kv-bytes", str(20 * 3 * BLOCK_BYTES)]
@@ -29,7 +29,7 @@ def test_200_requests_against_a_pool_for_20(model_dir: Path) -> None:
     prompts = prompts_of(model_dir, 200)
     with LocalCluster(decode_args=POOL_FOR_20) as cluster, Client(cluster.gateway_address) as client:
         answers = asyncio.run(complete_all(cluster.gateway_address, prompts, **OPTIONS))
-        wait_for("blocks given back", lambda: not any(used_blocks(client).values()), 2.0)
+        wait_for("blocks given back", lambda: hold_nothing(client, cluster.workers), 2.0)
         alone = client.complete(token_ids=prompts[7], **OPTIONS)
     failed = [answer for answer in answers if not isinstance(answer, Answer)]
     assert not failed

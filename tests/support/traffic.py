@@ -7,13 +7,14 @@ import contextlib
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from baton.aio import AsyncClient
 from baton.client import Client
 from baton.errors import RequestError
 from baton.generation import Answer
+from baton.process import ServiceProcess
 from baton.v1 import registry_pb2
 
 
@@ -49,15 +50,16 @@ def metric(client: Client, name: str) -> dict[str, float]:
             urllib.request.urlopen(f"http://{address}/metrics") as page,
         ):
             lines = page.read().decode().splitlines()
-            values[status.info.worker_id] = sum(
-                float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name
-            )
+            samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+            assert samples, f"{status.info.worker_id} exports no {name}"
+            values[status.info.worker_id] = sum(float(sample.split()[-1]) for sample in samples)
     return values
 
 
-def used_blocks(client: Client) -> dict[str, float]:
-    """Return the blocks in use of each live worker, now."""
-    return metric(client, "baton_kv_blocks_used")
+def hold_nothing(client: Client, workers: Iterable[ServiceProcess]) -> bool:
+    """Whether each of these workers says, now, that no block is in use; one that does not answer has not."""
+    used = metric(client, "baton_kv_blocks_used")
+    return all(used.get(worker.name) == 0 for worker in workers)
 
 
 def wait_for(what: str, condition: Callable[[], bool], timeout_s: float) -> float:
