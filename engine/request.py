@@ -37,6 +37,22 @@ class FinishReason(enum.Enum):
     CANCELLED = "cancelled"
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Prompt tokens of one request that one step ran.
+
+    Attributes:
+        start: position of the first.
+        num_tokens: how many.
+        begun_s, ended_s: of the step, time.monotonic().
+    """
+
+    start: int
+    num_tokens: int
+    begun_s: float
+    ended_s: float
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """State of one request; two are equal only if they are the same object.
@@ -59,6 +75,7 @@ class Request:
         num_preemptions: times that it lost its blocks.
         num_sampled_tokens: tokens drawn here.
         first_run_s: time.monotonic() of the first step that ran it.
+        chunks: what steps ran of its prompt, in order.
     """
 
     request_id: str
@@ -77,6 +94,7 @@ class Request:
     num_preemptions: int = 0
     num_sampled_tokens: int = 0
     first_run_s: float | None = None
+    chunks: list[Chunk] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

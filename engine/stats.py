@@ -5,6 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Histogram of step times.
+
+    Attributes:
+        kind: "prefill": steps with a chunk of a prompt; "decode": the others.
+        counts: steps up to each of STEP_BUCKETS_S (not cumulative); the last: longer ones.
+        sum_s: of all of them.
+    """
+
+    kind: str
+    counts: tuple[int, ...]
+    sum_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """A consistent picture, taken at the end of a step.
@@ -23,6 +41,7 @@ class EngineStats:
         prefix_hit_tokens: tokens found there since start.
         preemptions: requests that lost their blocks since start.
         steps: steps since start.
+        step_times: how long they took, by kind.
     """
 
     num_blocks: int
@@ -38,3 +57,4 @@ class EngineStats:
     prefix_hit_tokens: int
     preemptions: int
     steps: int
+    step_times: tuple[StepTimes, ...] = ()

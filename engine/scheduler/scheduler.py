@@ -19,7 +19,6 @@ blocks half way, and admission does not lead straight to preemption.
 from __future__ import annotations
 
 import logging
-import time
 
 from engine.config import EngineConfig
 from engine.errors import EngineError, OutOfBlocksError, QueueFullError
@@ -32,6 +31,7 @@ from engine.scheduler.chunks import cut_chunks
 from engine.scheduler.counters import Counters
 from engine.scheduler.filled_blocks import FilledBlocks
 from engine.scheduler.finish import finish_reason
+from engine.scheduler.step_clock import StepClock
 from engine.scheduler.urgency_list import UrgencyList
 from engine.stats import EngineStats
 from engine.step import BlockCopy, SampledToken, ScheduledRow, SchedulerOutput, StepResult
@@ -70,6 +70,7 @@ class Scheduler:
         self._finished_ids: list[str] = []
         self._ended_ids: list[str] = []
         self._counters = Counters()
+        self._clock = StepClock()
 
     # Requests come and go.
 
@@ -158,15 +159,13 @@ class Scheduler:
         rows += self._schedule_chunks(rows)
         if not rows:
             return SchedulerOutput(self._step, ())
-        now = time.monotonic()
-        for row in rows:
-            if row.request.first_run_s is None:
-                row.request.first_run_s = now
+        self._clock.begin(self._step, rows)
         finished, self._finished_ids = tuple(self._finished_ids), []
         return SchedulerOutput(self._step, tuple(rows), tuple(copies), finished)
 
     def commit(self, output: SchedulerOutput, result: StepResult) -> None:
         """Take in what a step computed. Rows whose request was ended or preempted meanwhile are dropped."""
+        self._clock.end(output)
         for row in output.rows:
             request = row.request
             if request.status is not RequestStatus.RUNNING or request.num_computed_tokens != row.start:
@@ -181,6 +180,7 @@ class Scheduler:
 
     def abandon(self, output: SchedulerOutput, error: EngineError) -> None:
         """Fail the requests of a step that the runner did not finish."""
+        self._clock.drop(output.step)
         for row in output.rows:
             self.fail(row.request.request_id, error)
         # The runner may not have got so far as to drop these.
@@ -372,6 +372,7 @@ class Scheduler:
             prefix_hit_tokens=self._counters.prefix_hit_tokens,
             preemptions=self._counters.preemptions,
             steps=self._step,
+            step_times=self._clock.times(),
         )
 
     def check_invariants(self) -> None:
