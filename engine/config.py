@@ -25,6 +25,8 @@ class EngineConfig:
         max_queue: most requests that wait; more are refused.
         prefix_cache: reuse blocks of equal prefixes.
         threads: CPU threads of this process; 0: the library's choice.
+        ahead: launch a step while the one before still runs; for a backend whose launch returns
+            before the device is done.
     """
 
     model: str
@@ -40,6 +42,7 @@ class EngineConfig:
     max_queue: int = 1024
     prefix_cache: bool = True
     threads: int = 0
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""

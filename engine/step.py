@@ -3,6 +3,10 @@
 The loop reads `output = scheduler.schedule()`, `pending = runner.launch(output)`,
 `scheduler.commit(output, pending.wait())`. A backend that runs ahead returns from
 `launch` before the device is done; the CPU has the result at once.
+
+With EngineConfig.ahead the loop launches step N + 1 before it waits for step N, and
+never more than that. Steps run on the device in the order of their launch. A runner
+reads a Request only inside `launch`: afterwards the scheduler changes it.
 """
 
 from __future__ import annotations
@@ -21,13 +25,17 @@ class ScheduledRow:
         request: read-only for the runner.
         start: num_computed_tokens before the step; the row runs tokens[start : start + num_tokens].
         num_tokens: >= 1.
-        sample: the row reaches the end of its tokens, so its last logits are sampled.
+        sample: the row reaches the end of its tokens, so its last logits are sampled; the drawn
+            token's position is start + num_tokens.
+        pending: the row's one token is what the step before draws for this request. The host does
+            not know it yet: len(request.token_ids) == start. The runner takes it on the device.
     """
 
     request: Request
     start: int
     num_tokens: int
     sample: bool
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,10 @@ class PendingStep(Protocol):
     """A step under way on the device."""
 
     def wait(self) -> StepResult:
-        """Block until the step is done and return what it sampled."""
+        """Block until the step is done and return what it sampled. Called once.
+
+        If it raises, nothing of the step runs any more.
+        """
         ...
 
 
@@ -97,5 +108,8 @@ class Runner(Protocol):
     """Runs steps; lives on the engine thread."""
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
-        """Start one step. Modifies the KV of the scheduled slots and nothing else."""
+        """Start one step. Modifies the KV of the scheduled slots and nothing else.
+
+        If it raises, nothing of the step runs any more: its blocks are given to others next.
+        """
         ...
