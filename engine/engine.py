@@ -115,10 +115,20 @@ class Engine:
         Raises:
             UnknownRequestError: it ended already (events crossed), or never was.
         """
-        with self._wake:
-            if request_id not in self._live or self._stopped is not None:
-                raise UnknownRequestError(f"request_id: no request {request_id!r}")
-            self._tell(partial(self._loop.scheduler.commit_reservation, request_id, first_token))
+        self._tell_of_live(
+            request_id, partial(self._loop.scheduler.commit_reservation, request_id, first_token)
+        )
+
+    def compute(self, request_id: str) -> None:
+        """Let a granted reservation join the batch as a prompt that is computed here, in its own blocks.
+
+        TokenSampled follows for the first token and each further one. Make sure first that no
+        other worker still writes into the blocks.
+
+        Raises:
+            UnknownRequestError: it ended already (events crossed), or never was.
+        """
+        self._tell_of_live(request_id, partial(self._loop.scheduler.compute_reservation, request_id))
 
     def cancel(self, request_id: str) -> None:
         """End a request in any state and give its blocks back; RequestCancelled follows. Idempotent.
@@ -171,6 +181,12 @@ class Engine:
             self._live.add(request.request_id)
             self._num_new += 1
             self._tell(partial(self._loop.scheduler.add, request))
+
+    def _tell_of_live(self, request_id: str, command: Callable[[], None]) -> None:
+        with self._wake:
+            if request_id not in self._live or self._stopped is not None:
+                raise UnknownRequestError(f"request_id: no request {request_id!r}")
+            self._tell(command)
 
     def _tell(self, command: Callable[[], None]) -> None:
         """Hand a command to the engine thread; the caller holds the lock."""

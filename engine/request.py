@@ -19,7 +19,8 @@ class RequestStatus(enum.Enum):
     """Where a request is.
 
     WAITING -> RUNNING -> FINISHED; RUNNING -> WAITING on preemption;
-    QUEUED (wants a reservation) -> RESERVED (blocks set aside, KV on its way) -> RUNNING on commit.
+    QUEUED (wants a reservation) -> RESERVED (blocks set aside) -> RUNNING on commit (KV has come) or
+    compute (it is made here).
     """
 
     WAITING = "waiting"

@@ -115,6 +115,19 @@ class Scheduler:
         if finish_reason(request, self._eos_token_ids, self._context_length) is not None:
             self.cancel(request_id)
 
+    def compute_reservation(self, request_id: str) -> None:
+        """Let a reserved request join the batch as a prompt to compute here, in the blocks that it has.
+
+        A request that ended in the meantime is no error: commands cross.
+        """
+        request = self._requests.get(request_id)
+        if request is None or request.status is not RequestStatus.RESERVED:
+            _log.warning("compute of %s, which holds no reservation, was dropped", request_id)
+            return
+        self._num_reserved -= 1
+        request.status = RequestStatus.RUNNING
+        self._running.add(request)
+
     def cancel(self, request_id: str) -> None:
         """End a request in any state, a held one too, and free its blocks. Idempotent."""
         request = self._requests.get(request_id)
@@ -239,7 +252,7 @@ class Scheduler:
                 self.fail(request.request_id, self._outgrown(request))
                 continue
             try:
-                self._kv.admit(request, num_slots, leave=0 if reserves else 1, spare=self._spare())
+                self._kv.admit(request, num_slots, leave=1, spare=self._spare())
             except OutOfBlocksError:
                 return
             self._dequeue(request)

@@ -52,6 +52,18 @@ def random_prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(3, 259) for _ in range(length)] for length in lengths]
 
 
+def assert_chunks_cover(first: prefill_pb2.FirstToken, num_tokens: int) -> None:
+    """Each token of the prompt was cached or computed in one step; steps follow one another."""
+    at, at_s = first.cached_tokens, first.queue_s - 1e-3
+    for chunk in first.chunks:
+        assert chunk.start == at
+        assert chunk.begin_s >= at_s
+        assert chunk.duration_s > 0
+        at, at_s = at + chunk.num_tokens, chunk.begin_s + chunk.duration_s - 1e-6
+    assert at == num_tokens
+    assert sum(chunk.duration_s for chunk in first.chunks) <= first.compute_s + 1e-3
+
+
 @pytest.mark.parametrize("transport", ["shared_memory", "zmq_tcp"])
 async def test_handed_over_greedy_tokens_equal_the_engine_alone(tiny_model: Path, transport: str) -> None:
     prompts = random_prompts([1, 2, 15, 16, 17, 31, 32, 33, 64, 100, 200])
@@ -74,6 +86,7 @@ async def test_handed_over_greedy_tokens_equal_the_engine_alone(tiny_model: Path
             assert 0 <= handed_over.exposed_s < 5
             assert first.queue_s >= 0
             assert first.compute_s > 0
+            assert_chunks_cover(first, len(prompt))
         await all_free(prefill, decode)
 
 
@@ -94,10 +107,10 @@ async def test_cached_blocks_are_neither_computed_nor_sent(tiny_model: Path) -> 
                 assert first.cached_tokens == 5 * BLOCK_SIZE
                 assert handed_over.skipped_blocks == 5
                 assert handed_over.blocks == 2
-        # The whole prompt of whole blocks: nothing is left to send.
+        # All but the last token, which prefill computes: the block that holds it is sent.
         tokens, _, handed_over = await pair.generate(shared, greedy(8))
         assert handed_over is not None
-        assert (handed_over.blocks, handed_over.skipped_blocks) == (0, 5)
+        assert (handed_over.blocks, handed_over.skipped_blocks) == (1, 4)
         assert (
             tokens
             == engine_alone(

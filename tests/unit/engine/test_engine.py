@@ -177,6 +177,19 @@ def test_reserve_fill_commit(bench: Bench) -> None:
         bench.engine.commit("a", 1)
 
 
+def test_reserve_compute(bench: Bench) -> None:
+    request = create_request(10, "a", max_tokens=5)
+    expected = expected_tokens(request, 5)
+    bench.engine.reserve(request)
+    bench.wait_for("a", lambda event: True)
+    bench.engine.compute("a")
+    tokens = [e.token.token_id for e in bench.wait_for("a", is_last) if isinstance(e, TokenSampled)]
+    assert tokens == expected
+    bench.settle()
+    with pytest.raises(UnknownRequestError, match="no request 'a'"):
+        bench.engine.compute("a")
+
+
 def test_cancel_is_idempotent_and_frees(bench: Bench) -> None:
     bench.runner.permits = threading.Semaphore(3)
     bench.engine.submit(create_request(10, "a", max_tokens=None))

@@ -305,7 +305,7 @@ def test_a_reservation_joins_the_batch_on_commit() -> None:
     assert driver.scheduler.stats().used_blocks == 0
 
 
-def test_a_reservation_pins_cached_blocks_even_of_the_whole_prompt() -> None:
+def test_a_reservation_pins_cached_blocks_but_never_the_last_token() -> None:
     driver = create_driver()
     for name in ("a", "b"):
         request = create_request(list(range(8)), name, max_tokens=3)
@@ -316,7 +316,7 @@ def test_a_reservation_pins_cached_blocks_even_of_the_whole_prompt() -> None:
         driver.run()
         assert driver.tokens[name] == expected[1:]
     assert driver.granted["a"].num_cached_tokens == 0
-    assert driver.granted["b"].num_cached_tokens == 8
+    assert driver.granted["b"].num_cached_tokens == 4
 
 
 def test_committed_blocks_are_cached_at_once_even_if_the_answer_ends() -> None:
@@ -382,6 +382,42 @@ def test_a_preempted_request_goes_before_younger_reservations() -> None:
                 driver.fill_and_commit(request, expected[request.request_id][0])
     assert driver.tokens == {name: tokens[1:] for name, tokens in expected.items()}
     assert driver.scheduler.stats().used_blocks == 0
+
+
+@pytest.mark.parametrize("length", [8, 10])
+def test_a_reservation_can_be_computed_in_place(length: int) -> None:
+    driver = create_driver()
+    for name in ("a", "b"):
+        request = create_request(list(range(length)), name, max_tokens=5)
+        expected = expected_tokens(request, 5)
+        driver.reserve(request)
+        driver.run()
+        blocks = driver.granted[name].block_ids
+        driver.scheduler.compute_reservation(name)
+        driver.step()
+        assert tuple(tuple(ids) for ids in request.block_ids) == blocks
+        driver.run()
+        assert driver.tokens[name] == expected
+        assert driver.reasons[name] is FinishReason.LENGTH
+        assert driver.scheduler.stats().used_blocks == 0
+    assert driver.granted["b"].num_cached_tokens == 4 * ((length - 1) // 4)
+    assert driver.runner.num_tokens_run["b"] == 4 + length - driver.granted["b"].num_cached_tokens
+
+
+def test_compute_of_what_is_gone_or_runs_already_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    driver = create_driver()
+    request = create_request(10, "a", max_tokens=5)
+    expected = expected_tokens(request, 5)
+    driver.scheduler.compute_reservation("unknown")
+    driver.reserve(request)
+    driver.scheduler.compute_reservation("a")
+    driver.run()
+    driver.scheduler.compute_reservation("a")
+    driver.step()
+    driver.scheduler.compute_reservation("a")
+    driver.run()
+    assert driver.tokens["a"] == expected
+    assert len(caplog.records) == 3
 
 
 def test_commit_of_what_is_gone_or_runs_already_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:

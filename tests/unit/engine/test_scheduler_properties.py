@@ -30,14 +30,17 @@ def test_a_random_workload(
     driver = EngineDriver(create_scheduler(num_blocks, config=config), VerifyingRunner(num_blocks))
     waiting = [random_request(rng) for _ in range(30)]
     expected = {r.request_id: expected_tokens(r, r.sampling.max_tokens or 0) for r in waiting}
-    kinds = {r.request_id: "hold" if r.hold_blocks else rng.choice(["submit", "reserve"]) for r in waiting}
+    kinds = {
+        r.request_id: "hold" if r.hold_blocks else rng.choice(["submit", "reserve", "in_place"])
+        for r in waiting
+    }
     reserved: list[Request] = []
     cancelled: set[str] = set()
     for _ in range(5000):
         for _ in range(rng.randrange(3) if waiting else 0):
             if waiting:
                 request = waiting.pop()
-                if kinds[request.request_id] == "reserve":
+                if kinds[request.request_id] in ("reserve", "in_place"):
                     driver.reserve(request)
                     reserved.append(request)
                 else:
@@ -45,7 +48,10 @@ def test_a_random_workload(
         busy = driver.step()
         for request in [r for r in reserved if r.status is RequestStatus.RESERVED and rng.random() < 0.3]:
             reserved.remove(request)
-            driver.fill_and_commit(request, expected[request.request_id][0])
+            if kinds[request.request_id] == "in_place":
+                driver.scheduler.compute_reservation(request.request_id)
+            else:
+                driver.fill_and_commit(request, expected[request.request_id][0])
         for request_id in driver.scheduler.request_ids:
             held = driver.requests[request_id].status is RequestStatus.FINISHED
             if held and rng.random() < 0.2:
@@ -60,7 +66,7 @@ def test_a_random_workload(
     assert not driver.failed
     assert driver.scheduler.stats().used_blocks == 0
     for request_id, tokens in expected.items():
-        wanted = {"submit": tokens, "hold": tokens[:1], "reserve": tokens[1:]}[kinds[request_id]]
+        wanted = {"hold": tokens[:1], "reserve": tokens[1:]}.get(kinds[request_id], tokens)
         drawn = driver.tokens.get(request_id, [])
         assert drawn == wanted[: len(drawn)] if request_id in cancelled else drawn == wanted
 
