@@ -15,6 +15,8 @@ from services.gateway.request import Request
 from services.gateway.session.cluster import Cluster
 from services.gateway.session.recovery import Recovery
 from services.gateway.session.session import Session
+from services.gateway.session.trace import RequestTrace
+from services.gateway.timeline import Timelines
 
 
 class Generator:
@@ -32,6 +34,7 @@ class Generator:
         self.model = ServedModel(config.served_name, config.model_dir, self.registry)
         self.admission = Admission(config.max_in_flight, config.max_queue)
         self.metrics = GatewayMetrics(self.registry, self.admission)
+        self.timelines = Timelines()
         self.cluster = Cluster(self.registry, config.expected_output_tokens)
         self._sweeps = asyncio.create_task(self.registry.run_sweeps())
 
@@ -50,6 +53,7 @@ class Generator:
                 self.cluster,
                 Recovery(self.registry, self.config.max_retries, self.config.worker_wait_s, request.deadline),
                 self.metrics,
+                RequestTrace(request, self.timelines),
             )
             for request, ticket in zip(requests, tickets, strict=True)
         ]

@@ -206,6 +206,15 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             finish_reason=FINISH_REASONS[event.finish_reason],
             queue_s=started_s - received_s,
             compute_s=sampled.at - started_s,
+            chunks=[
+                prefill_pb2.ChunkTiming(
+                    start=chunk.start,
+                    num_tokens=chunk.num_tokens,
+                    begin_s=chunk.begun_s - received_s,
+                    duration_s=chunk.ended_s - chunk.begun_s,
+                )
+                for chunk in run.request.chunks
+            ],
         )
 
     def _on_step(self, step: StepEvents, at: float) -> None:

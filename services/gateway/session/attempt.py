@@ -35,6 +35,7 @@ from services.gateway.session.recovery import (
     Recovery,
     deadline_error,
 )
+from services.gateway.session.trace import RequestTrace
 
 _STREAM_OPEN_S = 2.0
 _SETTLE_S = 1.0
@@ -56,10 +57,17 @@ class Attempt:
     """
 
     def __init__(
-        self, cluster: Cluster, recovery: Recovery, request: Request, token_ids: Sequence[int], number: int
+        self,
+        cluster: Cluster,
+        recovery: Recovery,
+        request: Request,
+        trace: RequestTrace,
+        token_ids: Sequence[int],
+        number: int,
     ) -> None:
         self._cluster = cluster
         self._recovery = recovery
+        self._trace = trace
         self._request = request
         self._token_ids = token_ids
         self._prompt = PromptBlocks(token_ids, request.cache_salt)
@@ -186,6 +194,7 @@ class Attempt:
             raise AttemptFailedError(error) from error
 
     async def _call_reserve(self, link: WorkerLink) -> None:
+        self._trace.reserve(self.decode_worker)
         response = await link.reserve(
             ReserveRequest(
                 request_id=self._id,
@@ -203,6 +212,7 @@ class Attempt:
         if response.target.peer.incarnation != link.worker.info.incarnation:
             raise BatonError(ErrorReason.WORKER_LOST, f"worker {self.decode_worker!r} was reborn")
         self._target = response.target
+        self._trace.reserved()
         if self.queue_s is None:
             self.queue_s = response.queue_s
 
@@ -223,6 +233,7 @@ class Attempt:
         self._prefill = link
         self._holds.append(hold)
         self._epoch += 1
+        self._trace.prefill(self.prefill_worker)
         request = PrefillRequest(
             request_id=f"{self._id}.{self._epoch}",
             token_ids=self._token_ids,
@@ -281,12 +292,16 @@ class Attempt:
             first = self.first = response.first_token
             assert self._prefill is not None
             self._prefill.worker.note_pace(len(self._token_ids) - first.cached_tokens, first.compute_s)
+            self._trace.first_token(first)
+            if self._target is not None and not first.finish_reason:
+                self._trace.hand_off(self.prefill_worker, self.decode_worker)
             logprobs = first.logprobs if first.HasField("logprobs") else None
             self._tokens.append(Token(first.token_id, logprobs, first.finish_reason))
             self._tokens.extend(self._early)
             self._early.clear()
         elif response is not None:
             self.handed_over = response.handed_over
+            self._trace.handed_over(response.handed_over)
         elif self.first is None:
             self._prefill_failure = event.error or BatonError(
                 ErrorReason.INTERNAL, f"prefill worker {self.prefill_worker!r} ended without a token"
@@ -317,6 +332,7 @@ class Attempt:
     async def _recover_prefill(self, error: BatonError) -> None:
         """Let another worker fill the same reservation, under the next epoch."""
         self._prefill_failure = None
+        self._trace.lost(error.reason.name)
         link = self._prefill
         assert link is not None
         if error.reason in FULL_REASONS:

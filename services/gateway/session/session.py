@@ -29,6 +29,7 @@ from services.gateway.session.answer import Answer
 from services.gateway.session.attempt import Attempt
 from services.gateway.session.cluster import Cluster
 from services.gateway.session.recovery import AttemptFailedError, Recovery
+from services.gateway.session.trace import RequestTrace
 
 Event = Started | Delta | Finished
 
@@ -46,6 +47,7 @@ class Session:
         cluster: Cluster,
         recovery: Recovery,
         metrics: GatewayMetrics,
+        trace: RequestTrace,
     ) -> None:
         self.request = request
         self._model = model
@@ -53,6 +55,8 @@ class Session:
         self._cluster = cluster
         self._recovery = recovery
         self._metrics = metrics
+        self._trace = trace
+        self._reason = ""
         self._answer = Answer(request, model.tokenizer)
         self._admitted = time.monotonic()
         self._attempt: Attempt | None = None
@@ -80,7 +84,12 @@ class Session:
             while not answer.finish_reason:
                 number += 1
                 attempt = self._attempt = Attempt(
-                    self._cluster, self._recovery, request, [*request.token_ids, *answer.token_ids], number
+                    self._cluster,
+                    self._recovery,
+                    request,
+                    self._trace,
+                    [*request.token_ids, *answer.token_ids],
+                    number,
                 )
                 try:
                     await attempt.open()
@@ -88,11 +97,12 @@ class Session:
                         yield await self._next_delta(attempt)
                 except AttemptFailedError as failed:
                     attempt.close()
+                    self._trace.lost(failed.cause.reason.name)
                     self._log_retry(failed.cause)
                     self._recovery.count(failed.cause)
             await attempt.settle()
-        except BatonError:
-            self._outcome = "error"
+        except BatonError as error:
+            self._outcome, self._reason = "error", error.reason.name
             raise
         self._outcome = "ok"
         yield self._finished(attempt)
@@ -105,6 +115,7 @@ class Session:
         if self._attempt is not None:
             self._attempt.close()
         self._ticket.release()
+        self._trace.ended(self._outcome, self._reason)
         self._record()
 
     async def _next_delta(self, attempt: Attempt) -> Delta:
@@ -123,7 +134,9 @@ class Session:
         if self._cached_tokens is None and attempt.first is not None:
             self._cached_tokens = min(attempt.first.cached_tokens, len(self.request.token_ids))
             self._metrics.cached_tokens.inc(self._cached_tokens)
-        return self._answer.push(tokens)
+        delta = self._answer.push(tokens)
+        self._trace.tokens(len(delta.token_ids))
+        return delta
 
     def _reserved(self) -> None:
         """Leave the queue, at the first reservation (or the first token, if none was needed)."""

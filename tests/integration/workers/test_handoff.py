@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baton.v1 import sampling_pb2
+from baton.v1 import prefill_pb2, sampling_pb2
 from engine.build import build_engine
 from engine.events import StepEvents, TokenSampled
 from engine.request import Request

@@ -1,0 +1,101 @@
+"""Follows one request for those who watch: its bars on the page's timeline."""
+
+from __future__ import annotations
+
+import time
+
+from baton.v1.prefill_pb2 import FirstToken, HandedOver
+from services.gateway.request import Request
+from services.gateway.timeline import Bar, Timeline, Timelines
+
+
+class RequestTrace:
+    """Told by the session and its attempts what happens, when it happens.
+
+    Attributes:
+        timeline: what has been noted.
+    """
+
+    def __init__(self, request: Request, timelines: Timelines) -> None:
+        self._timelines = timelines
+        self.timeline = Timeline(
+            key=request.key,
+            request_id=request.request_id,
+            received_s=request.received,
+            started_unix_s=time.time() - (time.monotonic() - request.received),
+            prompt_tokens=len(request.token_ids),
+        )
+        self._decode: Bar | None = None
+        timelines.add(self.timeline)
+
+    def reserve(self, worker: str) -> None:
+        """A reservation is asked for."""
+        self.timeline.begin("queue", worker)
+        self._touch()
+
+    def reserved(self) -> None:
+        """It was given."""
+        self.timeline.end_open()
+        self._touch()
+
+    def prefill(self, worker: str) -> None:
+        """A prompt was sent to a prefill worker."""
+        self.timeline.begin("prefill_queue", worker)
+        self._touch()
+
+    def first_token(self, first: FirstToken) -> None:
+        """Prefill sampled; its own clock says when it did what."""
+        timeline = self.timeline
+        now_s = timeline.now_s()
+        waited = next(bar for bar in reversed(timeline.bars) if bar.kind == "prefill_queue")
+        received_s = max(waited.begin_s, now_s - first.queue_s - first.compute_s)
+        waited.end_s = received_s + first.queue_s
+        for chunk in first.chunks:
+            bar = timeline.begin("chunk", waited.worker, received_s + chunk.begin_s)
+            bar.end_s = min(now_s, bar.begin_s + chunk.duration_s)
+            bar.tokens = chunk.num_tokens
+        if timeline.ttft_s is None:
+            timeline.ttft_s = round(now_s, 6)
+            timeline.cached_tokens = min(first.cached_tokens, timeline.prompt_tokens)
+        self._touch()
+
+    def hand_off(self, prefill_worker: str, decode_worker: str) -> None:
+        """The first token was there, the acknowledgement of the last blocks was not."""
+        self.timeline.begin("handoff", prefill_worker)
+        self._decode = self.timeline.begin("decode", decode_worker)
+        self._touch()
+
+    def handed_over(self, stats: HandedOver) -> None:
+        """Decode has all blocks."""
+        timeline = self.timeline
+        for bar in timeline.bars:
+            if bar.kind == "handoff" and bar.end_s is None:
+                bar.end_s = bar.begin_s + stats.exposed_s
+        timeline.transport = stats.transport
+        timeline.handoff_bytes += stats.bytes
+        self._touch()
+
+    def tokens(self, count: int) -> None:
+        """So many tokens went to the client."""
+        self.timeline.tokens += count
+        if self._decode is not None:
+            self._decode.tokens += count
+        self._touch()
+
+    def lost(self, reason: str) -> None:
+        """An attempt, or a prefill of it, came to nothing."""
+        self.timeline.end_open(reason)
+        self.timeline.retries += 1
+        self._decode = None
+        self._touch()
+
+    def ended(self, outcome: str, reason: str = "") -> None:
+        """Nothing more will come."""
+        timeline = self.timeline
+        timeline.end_open(reason)
+        timeline.outcome, timeline.reason = outcome, reason
+        timeline.total_s = round(timeline.now_s(), 6)
+        self._timelines.end(timeline)
+
+    def _touch(self) -> None:
+        self._timelines.touch(self.timeline)
