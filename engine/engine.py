@@ -41,6 +41,8 @@ class Engine:
         context_length: int,
         eos_token_ids: frozenset[int],
         on_events: Callable[[StepEvents], None],
+        *,
+        first_block: int = 0,
     ) -> None:
         """Put the parts together; nothing runs before `start`.
 
@@ -49,10 +51,13 @@ class Engine:
             context_length: most tokens of a request, prompt and output.
             on_events: called on the engine thread, never with no events. It must return quickly;
                 if it raises, the engine stops as after a bug of its own.
+            first_block: id of the first of the blocks; those before are other workers'.
         """
         self._config = config
         self._limits = Limits(vocab_size, context_length, layout.groups, num_blocks)
-        scheduler = Scheduler(config, layout.groups, num_blocks, context_length, eos_token_ids)
+        scheduler = Scheduler(
+            config, layout.groups, num_blocks, context_length, eos_token_ids, first_block=first_block
+        )
         self._loop = EngineLoop(scheduler, runner, self._publish)
         self._on_events = on_events
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)

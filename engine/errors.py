@@ -7,6 +7,7 @@ EngineError
 ├── OutOfBlocksError         too few free KV blocks; nothing was taken
 ├── QueueFullError           the waiting queue is at its limit
 ├── UnknownRequestError      no request with that id
+├── BlocksWithdrawnError     blocks that another worker gave may not be written any more
 ├── StepFailedError          the runner raised; the requests of that step are lost
 └── EngineStoppedError       the engine was stopped, or died of a bug
 """
@@ -44,6 +45,10 @@ class QueueFullError(EngineError):
 
 class UnknownRequestError(EngineError):
     """No request has that id."""
+
+
+class BlocksWithdrawnError(EngineError):
+    """The blocks that another worker gave for a request may not be written any more."""
 
 
 class StepFailedError(EngineError):

@@ -10,6 +10,7 @@ speculation are all that one rule.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.sampling_params import SamplingParams
@@ -54,6 +55,22 @@ class Chunk:
     ended_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class GivenBlocks:
+    """Blocks of this pool that another worker has set aside for a request, to be computed in place.
+
+    Attributes:
+        block_ids: one tuple a cache group, enough for all tokens of the request.
+        num_computed_tokens: leading tokens whose KV is there; whole blocks, and not all tokens.
+        writable: whether the blocks may still be written; asked on the engine thread before each step
+            that would, so it must be quick.
+    """
+
+    block_ids: tuple[tuple[int, ...], ...]
+    num_computed_tokens: int
+    writable: Callable[[], bool]
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """State of one request; two are equal only if they are the same object.
@@ -69,6 +86,7 @@ class Request:
         arrival: order of arrival in this engine, strictly growing.
         hold_blocks: keep the blocks after the request finished until it is cancelled (prefill role);
             needs max_new_tokens 1. It gets the blocks of all its tokens at admission and is never preempted.
+        given: compute into these blocks instead of own ones; needs hold_blocks.
         max_new_tokens: stop after this many sampled here; 1 in the prefill role. None: sampling decides.
         num_computed_tokens: KV present.
         num_cached_tokens: KV that the prefix cache gave at first admission.
@@ -87,6 +105,7 @@ class Request:
     cache_salt: str = ""
     arrival: int = 0
     hold_blocks: bool = False
+    given: GivenBlocks | None = None
     max_new_tokens: int | None = None
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.errors import InvalidRequestError, OutOfBlocksError
 from engine.kv.layout import CacheGroup
-from engine.request import Request
+from engine.request import GivenBlocks, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,9 @@ class Limits:
             )
         if request.max_new_tokens is not None and request.max_new_tokens < 1:
             raise InvalidRequestError("max_new_tokens", f"must be at least 1, got {request.max_new_tokens}")
+        if request.given is not None:
+            self._check_given(request, request.given)
+            return
         num_slots = request.num_tokens + (not request.hold_blocks)
         for group in self.groups:
             need = group.num_blocks_for(num_slots)
@@ -47,6 +50,22 @@ class Limits:
                 raise OutOfBlocksError(
                     f"token_ids: {request.num_tokens} tokens need {need} KV blocks, "
                     f"the pool has {self.num_blocks} (kv_bytes)"
+                )
+
+    def _check_given(self, request: Request, given: GivenBlocks) -> None:
+        if not request.hold_blocks:
+            raise InvalidRequestError("given", "needs hold_blocks: another worker goes on with the request")
+        if not 0 <= given.num_computed_tokens < request.num_tokens:
+            raise InvalidRequestError(
+                "given", f"{given.num_computed_tokens} of {request.num_tokens} tokens are computed already"
+            )
+        for group, block_ids in zip(self.groups, given.block_ids, strict=True):
+            need = group.num_blocks_for(request.num_tokens)
+            if len(block_ids) < need or given.num_computed_tokens % group.block_size:
+                raise InvalidRequestError(
+                    "given",
+                    f"{len(block_ids)} blocks of {group.name!r}, {given.num_computed_tokens} tokens of them "
+                    f"computed; {need} blocks are needed, and whole ones computed",
                 )
 
     def _check_tokens(self, request: Request) -> None:

@@ -17,14 +17,16 @@ class BlockPool:
 
     Args:
         journal: is told which hashes the cache gains and loses.
+        first_block: id of the first of them; those before are other workers'.
     """
 
-    def __init__(self, num_blocks: int, journal: BlockJournal | None = None) -> None:
+    def __init__(self, num_blocks: int, journal: BlockJournal | None = None, *, first_block: int = 0) -> None:
         self.num_blocks = num_blocks
+        self.block_ids = range(first_block, first_block + num_blocks)
         self._journal = journal
-        self._refs = [0] * num_blocks
-        self._hashes: list[bytes | None] = [None] * num_blocks
-        self._blank = list(range(num_blocks - 1, -1, -1))
+        self._refs = [0] * self.block_ids.stop
+        self._hashes: list[bytes | None] = [None] * self.block_ids.stop
+        self._blank = list(reversed(self.block_ids))
         # A dict keeps insertion order: the first key is the least recently released.
         self._evictable: dict[int, None] = {}
         self._cached: dict[bytes, int] = {}
@@ -100,7 +102,8 @@ class BlockPool:
         assert len(blank) == len(self._blank), "a blank block is listed twice"
         assert not blank & evictable, "a block is blank and cached"
         free = blank | evictable
-        for block_id, refs in enumerate(self._refs):
+        for block_id in self.block_ids:
+            refs = self._refs[block_id]
             assert refs >= 0, f"block {block_id} has ref count {refs}"
             assert (refs == 0) == (block_id in free), (
                 f"block {block_id}: ref count {refs}, free and used overlap"

@@ -38,7 +38,14 @@ class KVManager:
         journal: what the prefix cache gained and lost; any thread may read it.
     """
 
-    def __init__(self, groups: tuple[CacheGroup, ...], num_blocks: int, prefix_cache: bool = True) -> None:
+    def __init__(
+        self,
+        groups: tuple[CacheGroup, ...],
+        num_blocks: int,
+        prefix_cache: bool = True,
+        *,
+        first_block: int = 0,
+    ) -> None:
         unsupported = [group.name for group in groups if group.kind not in _BLOCKWISE]
         if unsupported:
             raise NotImplementedError(f"cache groups {unsupported} are not made of blocks of tokens")
@@ -46,7 +53,8 @@ class KVManager:
         # Only the first group is told of: a prefix is cached in all groups or of no use.
         self.journal = BlockJournal(num_blocks)
         self._pools = tuple(
-            BlockPool(num_blocks, None if index else self.journal) for index in range(len(groups))
+            BlockPool(num_blocks, None if index else self.journal, first_block=first_block)
+            for index in range(len(groups))
         )
         self._prefix_cache = prefix_cache
         self._tables: dict[str, _Table] = {}
@@ -70,7 +78,8 @@ class KVManager:
     def admit(self, request: Request, num_slots: int, leave: int, spare: int) -> None:
         """Give a request blocks for its first `num_slots` tokens, leading ones from the cache.
 
-        Sets block_ids and num_computed_tokens (the cached tokens).
+        Sets block_ids and num_computed_tokens (the cached tokens). A request with `given` blocks takes
+        nothing of these pools, and nothing of it is cached here: that is for whoever gave them.
 
         Args:
             leave: tokens at the end that must not come from the cache; 1 if it is to be computed here.
@@ -79,6 +88,10 @@ class KVManager:
             OutOfBlocksError: too few free blocks; nothing was taken.
         """
         assert request.request_id not in self._tables, f"{request.request_id} is admitted already"
+        if request.given is not None:
+            request.block_ids = [list(ids) for ids in request.given.block_ids]
+            request.num_computed_tokens = request.given.num_computed_tokens
+            return
         end = self._cached_until(request, 0, request.num_tokens - leave)
         hits = [self._cached_blocks(request, group, 0, end) for group in range(len(self._groups))]
         needs = []
@@ -110,7 +123,7 @@ class KVManager:
             tokens gained; num_computed_tokens has grown by as many.
         """
         start = request.num_computed_tokens
-        if start % self.unit:
+        if start % self.unit or request.given is not None:
             return 0
         end = self._cached_until(request, start, request.num_tokens - leave)
         if end == start:
@@ -134,6 +147,8 @@ class KVManager:
         Raises:
             OutOfBlocksError: too few free blocks; nothing was taken.
         """
+        if request.given is not None:
+            return []
         block_ids = self._tables[request.request_id].block_ids
         start = request.num_computed_tokens
         wanted = []
@@ -160,7 +175,7 @@ class KVManager:
 
     def register(self, request: Request) -> None:
         """Offer the blocks that num_computed_tokens fills to the prefix cache."""
-        if not self._prefix_cache:
+        if not self._prefix_cache or request.given is not None:
             return
         table = self._tables[request.request_id]
         for index, group in enumerate(self._groups):
@@ -185,11 +200,12 @@ class KVManager:
 
     def free(self, request: Request) -> None:
         """Give back all blocks of an admitted request; full ones stay cached until they are evicted."""
-        table = self._tables.pop(request.request_id)
-        for pool, ids in zip(self._pools, table.block_ids, strict=True):
-            # The tail first: a prefix is of use without it, not the other way round.
-            for block_id in reversed(ids):
-                pool.release(block_id)
+        if request.given is None:
+            table = self._tables.pop(request.request_id)
+            for pool, ids in zip(self._pools, table.block_ids, strict=True):
+                # The tail first: a prefix is of use without it, not the other way round.
+                for block_id in reversed(ids):
+                    pool.release(block_id)
         request.block_ids = []
         request.num_computed_tokens = 0
 
@@ -231,7 +247,7 @@ class KVManager:
         for index, pool in enumerate(self._pools):
             pool.check_invariants()
             held = Counter(b for table in self._tables.values() for b in table.block_ids[index])
-            for block_id in range(pool.num_blocks):
+            for block_id in pool.block_ids:
                 assert pool.ref_count(block_id) == held[block_id], (
                     f"block {block_id} has ref count {pool.ref_count(block_id)}, "
                     f"{held[block_id]} tables hold it"

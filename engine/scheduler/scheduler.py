@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 
 from engine.config import EngineConfig
-from engine.errors import EngineError, OutOfBlocksError, QueueFullError
+from engine.errors import BlocksWithdrawnError, EngineError, OutOfBlocksError, QueueFullError
 from engine.events import Event, RequestCancelled, RequestFailed, ReservationGranted, TokenSampled
 from engine.kv.block_events import BlockJournal
 from engine.kv.kv_manager import KVManager
@@ -49,9 +49,11 @@ class Scheduler:
         num_blocks: int,
         context_length: int,
         eos_token_ids: frozenset[int],
+        *,
+        first_block: int = 0,
     ) -> None:
         self._config = config
-        self._kv = KVManager(groups, num_blocks, config.prefix_cache)
+        self._kv = KVManager(groups, num_blocks, config.prefix_cache, first_block=first_block)
         self._context_length = context_length
         self._eos_token_ids = eos_token_ids
         # So that each running request can have a token in each step, and none waits for ever.
@@ -167,6 +169,8 @@ class Scheduler:
         """Choose what the next step runs; grants reservations too. The rows may be empty."""
         self._step += 1
         copies: list[BlockCopy] = []
+        for request in tuple(self._running):
+            self._is_withdrawn(request)
         rows = self._schedule_decode(copies)
         self._admit()
         rows += self._schedule_chunks(rows)
@@ -211,6 +215,14 @@ class Scheduler:
 
     # Parts of a step.
 
+    def _is_withdrawn(self, request: Request) -> bool:
+        """End a request whose given blocks may not be written any more."""
+        if request.given is None or request.given.writable():
+            return False
+        withdrawn = BlocksWithdrawnError("the worker that gave the blocks took them back")
+        self.fail(request.request_id, withdrawn)
+        return True
+
     def _schedule_decode(self, copies: list[BlockCopy]) -> list[ScheduledRow]:
         rows = []
         for request in tuple(self._running):
@@ -246,9 +258,11 @@ class Scheduler:
         """Admit from the head of the queue while there is room; grant reservations."""
         while self._queue and self._num_places:
             request = self._queue.head
+            if self._is_withdrawn(request):
+                continue
             reserves = request.status is RequestStatus.QUEUED
             num_slots = request.num_tokens + (not request.hold_blocks)
-            if not self._kv.fits(num_slots):
+            if request.given is None and not self._kv.fits(num_slots):
                 self.fail(request.request_id, self._outgrown(request))
                 continue
             try:
