@@ -15,6 +15,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import InvalidRequestError
 from engine.events import StepEvents
+from engine.grammar.compiler import GrammarCompiler
 from engine.kv.layout import CacheGroup, CacheKind, KVLayout
 from engine.models.architecture import Architecture
 from engine.models.build import build_transformer
@@ -36,6 +37,7 @@ class BuiltEngine:
         kv_memory: one a cache group, num_blocks * block_bytes; empty where the host cannot see the pool.
         vocab_size: V.
         context_length: most tokens of a request.
+        grammars: makes the grammars of requests.
         load_seconds: time by phase: backend, open, weights, pool.
     """
 
@@ -45,6 +47,7 @@ class BuiltEngine:
     kv_memory: tuple[memoryview, ...]
     vocab_size: int
     context_length: int
+    grammars: GrammarCompiler
     load_seconds: dict[str, float]
 
 
@@ -97,6 +100,9 @@ def build_engine(
         kv_memory=() if pool.memory is None else (pool.memory,),
         vocab_size=files.architecture.vocab_size,
         context_length=context_length,
+        grammars=GrammarCompiler(
+            config.model, files.architecture.vocab_size, files.architecture.eos_token_ids
+        ),
         load_seconds=seconds,
     )
 

@@ -8,6 +8,7 @@ EngineError
 ├── QueueFullError           the waiting queue is at its limit
 ├── UnknownRequestError      no request with that id
 ├── BlocksWithdrawnError     blocks that another worker gave may not be written any more
+├── GrammarError             an answer cannot go on inside its grammar
 ├── StepFailedError          the runner raised; the requests of that step are lost
 └── EngineStoppedError       the engine was stopped, or died of a bug
 """
@@ -49,6 +50,10 @@ class UnknownRequestError(EngineError):
 
 class BlocksWithdrawnError(EngineError):
     """The blocks that another worker gave for a request may not be written any more."""
+
+
+class GrammarError(EngineError):
+    """An answer cannot go on inside its grammar: a dead end, or beyond the limits of one step."""
 
 
 class StepFailedError(EngineError):

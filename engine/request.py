@@ -13,6 +13,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from engine.grammar.state import GrammarState
 from engine.sampling_params import SamplingParams
 
 
@@ -88,6 +89,7 @@ class Request:
             needs max_new_tokens 1. It gets the blocks of all its tokens at admission and is never preempted.
         given: compute into these blocks instead of own ones; needs hold_blocks.
         max_new_tokens: stop after this many sampled here; 1 in the prefill role. None: sampling decides.
+        grammar: keeps the answer inside a grammar; None: it is free.
         num_computed_tokens: KV present.
         num_cached_tokens: KV that the prefix cache gave at first admission.
         block_ids: block table, one list a cache group.
@@ -107,6 +109,7 @@ class Request:
     hold_blocks: bool = False
     given: GivenBlocks | None = None
     max_new_tokens: int | None = None
+    grammar: GrammarState | None = None
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
@@ -125,6 +128,11 @@ class Request:
     def num_output_tokens(self) -> int:
         """Tokens after the prompt."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def needs_host_token(self) -> bool:
+        """Whether the host must know the last token before the next one can be drawn."""
+        return self.grammar is not None
 
     @property
     def num_uncomputed_tokens(self) -> int:

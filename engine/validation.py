@@ -38,6 +38,8 @@ class Limits:
             raise InvalidRequestError(
                 "max_new_tokens", f"must be 1 with hold_blocks, got {request.max_new_tokens}"
             )
+        if request.grammar is not None and (request.sampling.ignore_eos or request.sampling.min_tokens):
+            raise InvalidRequestError("grammar", "it says where the answer ends: no ignore_eos or min_tokens")
         if request.max_new_tokens is not None and request.max_new_tokens < 1:
             raise InvalidRequestError("max_new_tokens", f"must be at least 1, got {request.max_new_tokens}")
         if request.given is not None:

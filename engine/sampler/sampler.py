@@ -1,7 +1,7 @@
 """From logits to tokens, for all rows of a step.
 
-    logits -> penalties, bias, min_tokens -> temperature 0: the largest
-                                          -> else / temperature -> top-k, top-p, min-p -> race
+    logits -> penalties, bias, min_tokens, grammar -> temperature 0: the largest
+                                                   -> else / temperature -> top-k, top-p, min-p -> race
 
 A row's token depends on its own logits, parameters, tokens, and (seed, position),
 never on its neighbours. philox.py says how the race is drawn, adjustments.py and
@@ -21,6 +21,8 @@ import numpy.typing as npt
 import torch
 
 from engine.errors import EngineError
+from engine.grammar.bitmask import allowed_tokens, forbid
+from engine.grammar.state import Words
 from engine.request import Request
 from engine.sampler.adjustments import (
     TokenHistory,
@@ -56,16 +58,21 @@ class Sampler:
         Raises:
             EngineError: a row's logits hold NaN or infinity.
         """
-        return [self._sample_row(row, request) for row, request in zip(logits.numpy(), requests, strict=True)]
+        rows = logits.numpy()
+        allowed = allowed_tokens(requests, rows.shape[1])
+        return [
+            self._sample_row(row, request, None if allowed is None or not request.grammar else allowed[index])
+            for index, (row, request) in enumerate(zip(rows, requests, strict=True))
+        ]
 
     def forget(self, request_ids: Iterable[str]) -> None:
         """Drop what is kept of requests that ended; unknown ids are ignored."""
         for request_id in request_ids:
             self._histories.pop(request_id, None)
 
-    def _sample_row(self, raw: Row, request: Request) -> SampledToken:
+    def _sample_row(self, raw: Row, request: Request, allowed: Words | None) -> SampledToken:
         sampling = request.sampling
-        row = self._adjust(raw, request)
+        row = self._adjust(raw, request, allowed)
         token_id = int(row.argmax())
         # NaN and infinity win every comparison, so the largest tells of them all.
         if not np.isfinite(row[token_id]):
@@ -76,8 +83,8 @@ class Sampler:
             return SampledToken(token_id)
         return SampledToken(token_id, compute_logprobs(raw, token_id, sampling.logprobs))
 
-    def _adjust(self, row: Row, request: Request) -> Row:
-        if not needs_adjustment(request):
+    def _adjust(self, row: Row, request: Request, allowed: Words | None) -> Row:
+        if allowed is None and not needs_adjustment(request):
             return row
         row = row.copy()
         if has_penalties(request.sampling):
@@ -86,6 +93,8 @@ class Sampler:
             history.penalize(row)
         apply_bias(row, request.sampling)
         mask_endings(row, request, self._eos_token_ids)
+        if allowed is not None:
+            forbid(row, allowed)
         return row
 
     def _history(self, request: Request) -> TokenHistory:

@@ -336,6 +336,9 @@ class Scheduler:
         self._enqueue(request)
 
     def _append(self, request: Request, token: SampledToken) -> None:
+        if request.grammar is not None and request.grammar.error is not None:
+            self.fail(request.request_id, request.grammar.error)
+            return
         request.token_ids.append(token.token_id)
         request.num_sampled_tokens += 1
         self._counters.sampled_tokens += 1

@@ -40,6 +40,7 @@ class Reservation:
         reservation_id: opaque; also the engine's id of the request.
         epoch: the attempt that may fill it.
         phase: where it is.
+        grammar_state: before the first token that COMMIT brings; None: the answer is free.
         granted: resolves when the engine has set the blocks aside.
     """
 
@@ -50,6 +51,7 @@ class Reservation:
     reservation_id: str = field(default_factory=new_id)
     epoch: int = 1
     phase: Phase = Phase.QUEUED
+    grammar_state: kv_pb2.GrammarState | None = None
     granted: asyncio.Future[ReservationGranted] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -77,7 +79,23 @@ class Reservation:
                 ErrorReason.TRANSFER_FAILED,
                 f"COMMIT of {commit.num_blocks} blocks: {event.num_blocks} came, {missing} were missing",
             )
+        self._check_grammar(commit)
         return commit
+
+    def _check_grammar(self, commit: kv_pb2.KvCommit) -> None:
+        """Hold prefill's place in the grammar to the one that the engine will come to from its tokens."""
+        came = kv_pb2.GrammarState.FromString(commit.sampler_state)
+        expected = kv_pb2.GrammarState()
+        if self.grammar_state is not None:
+            expected.CopyFrom(self.grammar_state)
+            expected.token_ids.append(commit.first_token)
+        if came != expected:
+            raise BatonError(
+                ErrorReason.TRANSFER_FAILED,
+                f"COMMIT: sampler_state is {len(came.token_ids)} tokens into grammar "
+                f"{came.grammar_sha256.hex()[:12] or 'none'}, expected {len(expected.token_ids)} into "
+                f"{expected.grammar_sha256.hex()[:12] or 'none'}",
+            )
 
 
 def _blocks_to_come(group: CacheGroup, num_tokens: int, cached_tokens: int) -> int:

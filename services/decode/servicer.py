@@ -34,7 +34,8 @@ from services.decode.reservation import Reservation
 from services.decode.reservations import Reservations
 from services.worker.bridge import LoopBridge
 from services.worker.engine_host import EngineHost
-from services.worker.intake import engine_request, invalid
+from services.worker.grammar_state import grammar_state
+from services.worker.intake import compile_grammar, engine_request, invalid
 from services.worker.metrics import LoadReporter, WorkerMetrics
 
 _logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         config: LeaseConfig,
         metrics: WorkerMetrics,
     ) -> None:
+        self._grammars = host.built.grammars
         self._receiver = receiver
         self._peer = receiver.peer.to_proto()
         self._config = config
@@ -91,10 +93,13 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         reservation = Reservation(
             request.request_id, request.gateway_id, request.transfer_id, len(request.token_ids)
         )
+        grammar = await compile_grammar(request, self._grammars)
+        asked = engine_request(request, reservation.reservation_id, grammar=grammar)
+        reservation.grammar_state = grammar_state(asked)
         # So that the grace period of a gateway without a stream begins now.
         self._outboxes.of(request.gateway_id)
         started_s = time.monotonic()
-        await self._reservations.open(reservation, engine_request(request, reservation.reservation_id))
+        await self._reservations.open(reservation, asked)
         queue_s = time.monotonic() - started_s
         self._metrics.queue_s.observe(queue_s)
         return self._answer(reservation, queue_s)

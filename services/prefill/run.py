@@ -19,6 +19,7 @@ from engine.request import Request
 from kvtransfer.outbound import OutboundTransfer, TransferStats
 from services.common.errors import BatonError, ErrorReason
 from services.worker.errors import translate
+from services.worker.grammar_state import grammar_state
 from services.worker.metrics import WorkerMetrics
 
 
@@ -74,6 +75,7 @@ class PrefillRun:
         self.news: asyncio.Queue[News] = asyncio.Queue()
         self._engine = engine
         self._num_tokens = request.num_tokens
+        self._grammar_state = grammar_state(request)
         self._skip = [self._blocks_to_skip(size, skip_tokens) for size in block_sizes]
         self._metrics = metrics
         self._transfer: OutboundTransfer | None = None
@@ -147,6 +149,9 @@ class PrefillRun:
                 num_tokens=self._num_tokens,
                 first_token=event.token.token_id,
             )
+            if self._grammar_state is not None:
+                self._grammar_state.token_ids.append(event.token.token_id)
+                commit.sampler_state = self._grammar_state.SerializeToString(deterministic=True)
             self._before_commit_s = time.monotonic() - at
             transfer.commit(commit.SerializeToString())
         self.news.put_nowait(Sampled(event, at))

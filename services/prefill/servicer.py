@@ -36,7 +36,7 @@ from services.prefill.peers import PeerLinks
 from services.prefill.run import HandedOver, PrefillRun, Sampled
 from services.worker.answers import FINISH_REASONS, logprobs_proto
 from services.worker.engine_host import EngineHost
-from services.worker.intake import engine_request, invalid
+from services.worker.intake import compile_grammar, engine_request, invalid
 from services.worker.metrics import LoadReporter, WorkerMetrics
 from services.worker.requests_in_flight import InFlight
 
@@ -69,7 +69,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     ) -> AsyncGenerator[prefill_pb2.PrefillResponse, None]:
         """Run one prompt; see prefill.proto."""
         received_s = time.monotonic()
-        run = self._new_run(request)
+        run = await self._new_run(request)
         engine_id = run.request.request_id
         self._runs.add(engine_id, run)
         submitted = False
@@ -148,13 +148,14 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
 
     # Steps of a request.
 
-    def _new_run(self, message: prefill_pb2.PrefillRequest) -> PrefillRun:
+    async def _new_run(self, message: prefill_pb2.PrefillRequest) -> PrefillRun:
         if self._draining:
             raise BatonError(ErrorReason.DRAINING, "the worker is shutting down")
         # Attempts at one request may overlap for a moment, so each has an id of its own.
         request = engine_request(
             message,
             f"{message.request_id}/{next(self._numbers)}",
+            grammar=await compile_grammar(message, self._built.grammars),
             hold_blocks=True,
             max_new_tokens=1,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.errors import (
     EngineStoppedError,
+    GrammarError,
     InvalidRequestError,
     OutOfBlocksError,
     QueueFullError,
@@ -28,6 +29,7 @@ from services.common.errors import BatonError, ErrorReason
 # The first class that fits decides, so subclasses come before their bases.
 _REASONS: tuple[tuple[type[Exception], ErrorReason], ...] = (
     (InvalidRequestError, ErrorReason.INVALID_ARGUMENT),
+    (GrammarError, ErrorReason.INVALID_ARGUMENT),
     (QueueFullError, ErrorReason.QUEUE_FULL),
     (OutOfBlocksError, ErrorReason.OUT_OF_BLOCKS),
     (UnknownRequestError, ErrorReason.RESERVATION_GONE),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from baton.v1 import decode_pb2, prefill_pb2, sampling_pb2
 from engine.errors import InvalidRequestError
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.state import GrammarState
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from services.common.errors import BatonError, ErrorReason
@@ -14,8 +18,29 @@ MAX_PRIORITY = 100
 RequestMessage = prefill_pb2.PrefillRequest | decode_pb2.ReserveRequest
 
 
+async def compile_grammar(message: RequestMessage, grammars: GrammarCompiler) -> GrammarState | None:
+    """Return the state before the first token of the answer; None: it is free.
+
+    Raises:
+        BatonError: INVALID_ARGUMENT, field "sampling.grammar".
+    """
+    if not message.sampling.HasField("grammar"):
+        return None
+    if message.sampling.grammar.WhichOneof("kind") != "lark":
+        raise invalid("sampling.grammar", "a worker takes lark alone; the gateway makes it of the others")
+    try:
+        return await asyncio.to_thread(grammars.compile, message.sampling.grammar.lark)
+    except InvalidRequestError as error:
+        raise _bad_sampling(error) from error
+
+
 def engine_request(
-    message: RequestMessage, engine_id: str, *, hold_blocks: bool = False, max_new_tokens: int | None = None
+    message: RequestMessage,
+    engine_id: str,
+    *,
+    grammar: GrammarState | None = None,
+    hold_blocks: bool = False,
+    max_new_tokens: int | None = None,
 ) -> Request:
     """Make the engine's request of a message, under the engine's own id; the engine checks the tokens.
 
@@ -33,6 +58,7 @@ def engine_request(
         sampling=sampling_params(message.sampling),
         priority=message.priority,
         cache_salt=message.cache_salt,
+        grammar=grammar,
         hold_blocks=hold_blocks,
         max_new_tokens=max_new_tokens,
     )
@@ -62,9 +88,11 @@ def sampling_params(message: sampling_pb2.SamplingParams) -> SamplingParams:
             logprobs=message.logprobs if message.HasField("logprobs") else None,
         )
     except InvalidRequestError as error:
-        raise BatonError(
-            ErrorReason.INVALID_ARGUMENT, f"sampling.{error}", field=f"sampling.{error.field}"
-        ) from error
+        raise _bad_sampling(error) from error
+
+
+def _bad_sampling(error: InvalidRequestError) -> BatonError:
+    return BatonError(ErrorReason.INVALID_ARGUMENT, f"sampling.{error}", field=f"sampling.{error.field}")
 
 
 def invalid(field: str, message: str) -> BatonError:

@@ -5,7 +5,9 @@ Its greedy answers are varied (large random weights), so tests that compare toke
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +100,19 @@ def _weights(shape: TinyLlama) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def ids_of(text: str) -> list[int]:
+    """Return the ids of a text."""
+    ids: list[int] = _byte_tokenizer().encode(text).ids
+    return ids
+
+
+def text_of(token_ids: Sequence[int]) -> str:
+    """Return the text of ids."""
+    text: str = _byte_tokenizer().decode(list(token_ids))
+    return text
+
+
+@functools.cache
 def _byte_tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *alphabet))}

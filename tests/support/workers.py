@@ -148,6 +148,7 @@ class Pair:
         sampling: sampling_pb2.SamplingParams,
         *,
         request_id: str = "",
+        num_prompt_tokens: int | None = None,
         timeout: float = 10,
         **fields: str | int,
     ) -> decode_pb2.ReserveResponse:
@@ -157,7 +158,7 @@ class Pair:
             request_id=request_id,
             gateway_id=self.gateway_id,
             token_ids=tokens,
-            num_prompt_tokens=len(tokens),
+            num_prompt_tokens=num_prompt_tokens or len(tokens),
             sampling=sampling,
             transfer_id=f"t-{request_id}",
             **fields,
@@ -171,25 +172,44 @@ class Pair:
         target: kv_pb2.KvTarget | None,
         *,
         request_id: str = "p",
+        num_prompt_tokens: int | None = None,
         timeout: float = 20,
     ):
         """Start a Prefill call."""
         request = prefill_pb2.PrefillRequest(
             request_id=request_id,
             token_ids=tokens,
-            num_prompt_tokens=len(tokens),
+            num_prompt_tokens=num_prompt_tokens or len(tokens),
             sampling=sampling,
             target=target,
         )
         return self.prefill.Prefill(request, timeout=timeout)
 
     async def generate(
-        self, tokens: Sequence[int], sampling: sampling_pb2.SamplingParams, *, request_id: str = ""
+        self,
+        tokens: Sequence[int],
+        sampling: sampling_pb2.SamplingParams,
+        *,
+        emitted: Sequence[int] = (),
+        request_id: str = "",
     ) -> tuple[list[int], prefill_pb2.FirstToken, prefill_pb2.HandedOver | None]:
-        """Run a request to its end, as a gateway does."""
+        """Run a request to its end, as a gateway does.
+
+        Args:
+            emitted: tokens of the answer that a lost worker gave.
+        """
         request_id = request_id or f"r{next(self._numbers)}"
-        reserved = await self.reserve(tokens, sampling, request_id=request_id)
-        call = self.start_prefill(tokens, sampling, reserved.target, request_id=request_id)
+        num_prompt_tokens, tokens = len(tokens), [*tokens, *emitted]
+        reserved = await self.reserve(
+            tokens, sampling, request_id=request_id, num_prompt_tokens=num_prompt_tokens
+        )
+        call = self.start_prefill(
+            tokens,
+            sampling,
+            reserved.target,
+            request_id=request_id,
+            num_prompt_tokens=num_prompt_tokens,
+        )
         responses = [response async for response in call]
         first = responses[0].first_token
         if first.finish_reason:

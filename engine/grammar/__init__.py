@@ -1,0 +1,1 @@
+"""Keeps an answer inside a grammar: which tokens may come next."""
