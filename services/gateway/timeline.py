@@ -1,4 +1,4 @@
-"""What became of recent requests, as bars on a time axis: what the page shows. Holds no text and no tokens."""
+"""What became of recent requests, as bars on a time axis. Holds no text and no token ids."""
 
 from __future__ import annotations
 

@@ -17,8 +17,10 @@ from services.gateway.generator import Generator
 from services.gateway.http.docs_page import render_docs
 from services.gateway.http.exchange import JSON, Endpoint, Exchange, Handler
 from services.gateway.http.generation import GenerationApi
+from services.gateway.http.live import LiveApi
 from services.gateway.http.openapi import describe_api
 from services.gateway.http.responses import ResponsesApi
+from services.gateway.http.static import StaticFiles
 from services.gateway.http.tokens import TokensApi
 from services.gateway.http.values import Json
 
@@ -41,6 +43,8 @@ def create_app(generator: Generator) -> FastAPI:
         "/health": ("GET", api.health),
         "/ready": ("GET", api.ready),
         "/metrics": ("GET", api.metrics),
+        "/cluster/live": ("GET", LiveApi(generator).stream),
+        **{path: ("GET", handler) for path, handler in StaticFiles().handlers().items()},
     }
     routes: list[BaseRoute] = [
         Route(path, Endpoint(handler, api.count_error), methods=[method])
