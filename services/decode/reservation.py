@@ -3,29 +3,64 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import enum
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
 from baton.v1 import kv_pb2
-from engine.events import ReservationGranted
+from engine.events import ReservationGranted, TokenSampled
 from engine.kv.layout import CacheGroup
+from engine.request import Request
 from kvtransfer.events import Committed
 from services.common.errors import BatonError, ErrorReason
-from services.common.ids import new_id
+from services.worker.grammar_state import grammar_state
 
 
 class Phase(enum.Enum):
     """QUEUED -> RESERVED -> RUNNING -> ENDED; every phase may go to ENDED at once.
+
+    RESERVED -> COMPUTING -> RUNNING where the prompt is computed in place; the first token comes between.
 
     ENDED means that nothing more is done for the request; its blocks may still wait for a fence.
     """
 
     QUEUED = "queued"
     RESERVED = "reserved"
+    COMPUTING = "computing"
     RUNNING = "running"
     ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The first token of a prompt that was computed in place.
+
+    Attributes:
+        event: what the engine said.
+        at: time.monotonic() when it was drawn.
+    """
+
+    event: TokenSampled
+    at: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InPlace:
+    """The computation of a prompt in the blocks that were reserved for it.
+
+    Attributes:
+        prefill_id: request_id of the Prefill call that asked for it.
+        fenced: done when no peer can write into the blocks any more; the engine begins then.
+        first: resolves with the first token.
+    """
+
+    prefill_id: str
+    fenced: concurrent.futures.Future[None]
+    first: asyncio.Future[FirstToken] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 @dataclass(eq=False)
@@ -36,25 +71,37 @@ class Reservation:
         request_id: the gateway's.
         gateway_id: whose stream gets the tokens.
         transfer_id: what fills it.
+        request: the engine's, under the reservation's id.
         num_tokens: tokens whose KV is to come.
-        reservation_id: opaque; also the engine's id of the request.
         epoch: the attempt that may fill it.
         phase: where it is.
         grammar_state: before the first token that COMMIT brings; None: the answer is free.
         granted: resolves when the engine has set the blocks aside.
+        in_place: since it is COMPUTING.
     """
 
     request_id: str
     gateway_id: str
     transfer_id: str
-    num_tokens: int
-    reservation_id: str = field(default_factory=new_id)
+    request: Request
     epoch: int = 1
     phase: Phase = Phase.QUEUED
-    grammar_state: kv_pb2.GrammarState | None = None
     granted: asyncio.Future[ReservationGranted] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    in_place: InPlace | None = None
+    num_tokens: int = field(init=False)
+    grammar_state: kv_pb2.GrammarState | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note where the request is at the start: its own tokens grow."""
+        self.num_tokens = self.request.num_tokens
+        self.grammar_state = grammar_state(self.request)
+
+    @property
+    def reservation_id(self) -> str:
+        """Opaque; also the engine's id of the request."""
+        return self.request.request_id
 
     def check_commit(self, event: Committed, groups: tuple[CacheGroup, ...]) -> kv_pb2.KvCommit:
         """Return what COMMIT says, if it is about these tokens and all missing blocks came.

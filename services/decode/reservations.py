@@ -8,17 +8,23 @@ Before COMMIT:
 In each the blocks are fenced first: the engine gets them back when the receiver says that no peer
 can write into them any more. The receiver sweeps leases on its own thread.
 
-After COMMIT the reservation cannot be opened again (RESERVATION_GONE); a gateway that missed the
-first token cancels the request and starts it anew.
+A prompt may be computed in its own reservation instead: once no peer can write into its blocks, the
+engine runs it there, and the first token goes to the Prefill call that asked for it. There is nothing
+to commit, no lease, and no second copy.
+
+After COMMIT, or when that has begun, the reservation cannot be opened again (RESERVATION_GONE); a
+gateway that missed the first token cancels the request and starts it anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from baton.v1 import decode_pb2
 from engine.errors import UnknownRequestError
@@ -30,13 +36,12 @@ from engine.events import (
     StepEvents,
     TokenSampled,
 )
-from engine.request import Request
 from kvtransfer.errors import KvTransferError
 from kvtransfer.events import Committed, Failed, LeaseExpired, ReceiverEvent
 from kvtransfer.receiver import Receiver
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
-from services.decode.reservation import Phase, Reservation
+from services.decode.reservation import FirstToken, InPlace, Phase, Reservation
 from services.worker.answers import failure_event, token_event
 from services.worker.engine_host import EngineHost
 from services.worker.errors import translate
@@ -75,7 +80,7 @@ class Reservations:
 
     # What gateways ask for.
 
-    async def open(self, reservation: Reservation, request: Request) -> None:
+    async def open(self, reservation: Reservation) -> None:
         """Queue a request and wait until its blocks are set aside and may be written to.
 
         Raises:
@@ -86,7 +91,7 @@ class Reservations:
             raise invalid("request_id", f"{reservation.request_id!r} is in use on this worker")
         if reservation.transfer_id in self._by_transfer:
             raise invalid("transfer_id", f"{reservation.transfer_id!r} is in use on this worker")
-        self._engine.reserve(request)
+        self._engine.reserve(reservation.request)
         self.held.add(reservation.reservation_id, reservation)
         self._by_request[reservation.request_id] = reservation
         self._by_transfer[reservation.transfer_id] = reservation
@@ -102,15 +107,33 @@ class Reservations:
         Raises:
             BatonError: RESERVATION_GONE, INVALID_ARGUMENT.
         """
-        reservation = self.held.get(reservation_id)
-        if reservation is None or reservation.phase is not Phase.RESERVED:
-            raise BatonError(
-                ErrorReason.RESERVATION_GONE, "reservation_id: released, lapsed, or filled already"
-            )
+        reservation = self._reserved(reservation_id)
         if (reservation.request_id, reservation.transfer_id) != (request_id, transfer_id):
             raise invalid("reservation_id", "was made for another request_id or transfer_id")
         reservation.epoch += 1
         self._expect(reservation, reservation.granted.result())
+        return reservation
+
+    def compute(
+        self, reservation_id: str, epoch: int, prefill_id: str, token_ids: Sequence[int]
+    ) -> Reservation:
+        """Compute a prompt in its reservation; `in_place` tells when the first token is there.
+
+        Raises:
+            BatonError: RESERVATION_GONE, INVALID_ARGUMENT.
+        """
+        reservation = self._reserved(reservation_id)
+        if reservation.epoch != epoch:
+            raise BatonError(
+                ErrorReason.RESERVATION_GONE, f"target.epoch: {reservation.epoch} superseded {epoch}"
+            )
+        if reservation.request.token_ids != list(token_ids):
+            raise invalid("token_ids", "are not those that were reserved for")
+        reservation.phase = Phase.COMPUTING
+        del self._by_transfer[reservation.transfer_id]
+        fenced = self._receiver.release(reservation.transfer_id)
+        reservation.in_place = InPlace(prefill_id, fenced)
+        fenced.add_done_callback(partial(self._compute_fenced, reservation_id))
         return reservation
 
     def cancel(self, request_id: str) -> None:
@@ -118,6 +141,13 @@ class Reservations:
         reservation = self._by_request.get(request_id)
         if reservation is not None:
             self.end(reservation, BatonError(ErrorReason.CANCELLED, "cancelled"))
+
+    def cancel_computing(self, prefill_id: str) -> None:
+        """End the request that a Prefill call computes in place; idempotent."""
+        for reservation in self.held:
+            in_place = reservation.in_place
+            if reservation.phase is Phase.COMPUTING and in_place and in_place.prefill_id == prefill_id:
+                self.end(reservation, BatonError(ErrorReason.CANCELLED, "cancelled"))
 
     def end_all_of(self, gateway_id: str, error: BatonError) -> int:
         """End all requests of a gateway that was lost; returns how many."""
@@ -136,7 +166,7 @@ class Reservations:
         """Stop a request in any phase; idempotent.
 
         Args:
-            error: for a Reserve that still waits.
+            error: for a Reserve, or a Prefill of a prompt computed in place, that still waits.
         """
         was, reservation.phase = reservation.phase, Phase.ENDED
         self._unlist(reservation)
@@ -144,10 +174,13 @@ class Reservations:
         if was is Phase.RESERVED:
             fenced = self._receiver.release(reservation.transfer_id)
             fenced.add_done_callback(lambda _: self._engine.cancel(engine_id))
+        elif was is Phase.COMPUTING and reservation.in_place is not None:
+            reservation.in_place.fenced.add_done_callback(lambda _: self._engine.cancel(engine_id))
         elif was is not Phase.ENDED:
             self._engine.cancel(engine_id)
         if not reservation.granted.done():
             reservation.granted.set_exception(error)
+        self._fail_first(reservation, error)
 
     # What the receiver says.
 
@@ -209,15 +242,19 @@ class Reservations:
         owed: dict[str, list[decode_pb2.TokenEvent]] = defaultdict(list)
         for event in step.events:
             reservation = self.held.get(event.request_id)
-            told = None if reservation is None else self._on_engine_event(reservation, event)
+            told = None if reservation is None else self._on_engine_event(reservation, event, at)
             if reservation is not None and told is not None:
                 owed[reservation.gateway_id].append(told)
         for gateway_id, events in owed.items():
             self._tell(gateway_id, step.step, events)
 
-    def _on_engine_event(self, reservation: Reservation, event: Event) -> decode_pb2.TokenEvent | None:
-        """Follow one event; returns what the gateway is to be told."""
+    def _on_engine_event(
+        self, reservation: Reservation, event: Event, at: float
+    ) -> decode_pb2.TokenEvent | None:
+        """Follow one event; returns what the gateway is to be told on its stream."""
         match event:
+            case TokenSampled() if reservation.phase is Phase.COMPUTING:
+                self._on_first_token(reservation, event, at)
             case TokenSampled() if reservation.phase is Phase.RUNNING:
                 if event.finish_reason is not None:
                     self._drop(reservation)
@@ -242,6 +279,15 @@ class Reservations:
             reservation.phase = Phase.RESERVED
             reservation.granted.set_result(event)
 
+    def _on_first_token(self, reservation: Reservation, event: TokenSampled, at: float) -> None:
+        assert reservation.in_place is not None
+        if event.finish_reason is None:
+            reservation.phase = Phase.RUNNING
+        else:
+            self._drop(reservation)
+        if not reservation.in_place.first.done():
+            reservation.in_place.first.set_result(FirstToken(event, at))
+
     def _on_request_failed(
         self, reservation: Reservation, event: RequestFailed
     ) -> decode_pb2.TokenEvent | None:
@@ -252,6 +298,7 @@ class Reservations:
             self._receiver.release(reservation.transfer_id)
         if was is Phase.QUEUED:
             reservation.granted.set_exception(error)
+        self._fail_first(reservation, error)
         if was not in (Phase.RESERVED, Phase.RUNNING):
             return None
         self._metrics.count_error(error)
@@ -259,12 +306,32 @@ class Reservations:
 
     # Bookkeeping.
 
+    def _reserved(self, reservation_id: str) -> Reservation:
+        reservation = self.held.get(reservation_id)
+        if reservation is None or reservation.phase is not Phase.RESERVED:
+            raise BatonError(
+                ErrorReason.RESERVATION_GONE,
+                "reservation_id: released, lapsed, filled already, or being computed",
+            )
+        return reservation
+
+    def _compute_fenced(self, engine_id: str, fenced: concurrent.futures.Future[None]) -> None:
+        """Let the engine begin; on the receiver's thread. A receiver that was closed never fences."""
+        if fenced.exception() is None:
+            # An engine that ended the request meanwhile says so in an event of its own.
+            with contextlib.suppress(UnknownRequestError):
+                self._engine.compute(engine_id)
+
+    def _fail_first(self, reservation: Reservation, error: BatonError) -> None:
+        if reservation.in_place is not None and not reservation.in_place.first.done():
+            reservation.in_place.first.set_exception(error)
+
     def _expect(self, reservation: Reservation, granted: ReservationGranted) -> None:
         self._receiver.expect(reservation.transfer_id, reservation.epoch, granted.block_ids, self._lease_s)
 
     def _fail(self, reservation: Reservation, error: BatonError) -> None:
-        """End a request and tell its gateway why: on its stream, or in the answer to Reserve."""
-        waits = reservation.phase is Phase.QUEUED
+        """End a request and tell its gateway why: in the call that waits for it, or on its stream."""
+        waits = reservation.phase in (Phase.QUEUED, Phase.COMPUTING)
         self.end(reservation, error)
         if not waits:
             self._metrics.count_error(error)

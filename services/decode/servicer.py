@@ -9,6 +9,7 @@ The life of a request here:
     4 steps      all tokens of one engine step for one gateway are one message (outbox.py)
     5 the end    the last token, Cancel, a lapsed lease or a lost gateway frees the blocks
 
+A prompt that this worker computes itself, in its reservation, skips 2 and 3 (in_place.py).
 What may go wrong between 1 and 3 is in reservations.py.
 """
 
@@ -22,19 +23,20 @@ from collections.abc import AsyncGenerator, Sequence
 
 import grpc
 
-from baton.v1 import decode_pb2, decode_pb2_grpc, kv_pb2, registry_pb2
+from baton.v1 import decode_pb2, decode_pb2_grpc, kv_pb2, prefill_pb2_grpc, registry_pb2
 from kvtransfer.events import ReceiverEvent
 from kvtransfer.receiver import Receiver
 from services.common.errors import BatonError, ErrorReason
+from services.common.ids import new_id
 from services.common.logs import log
 from services.common.server import GrpcServer
 from services.decode.config import LeaseConfig
+from services.decode.in_place import InPlacePrefill
 from services.decode.outbox import Outboxes
 from services.decode.reservation import Reservation
 from services.decode.reservations import Reservations
 from services.worker.bridge import LoopBridge
 from services.worker.engine_host import EngineHost
-from services.worker.grammar_state import grammar_state
 from services.worker.intake import compile_grammar, engine_request, invalid
 from services.worker.metrics import LoadReporter, WorkerMetrics
 
@@ -42,7 +44,11 @@ _logger = logging.getLogger(__name__)
 
 
 class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
-    """Serves DecodeService on one engine and one receiver."""
+    """Serves DecodeService on one engine and one receiver.
+
+    Attributes:
+        in_place: serves PrefillService for prompts that are computed in their reservation here.
+    """
 
     role = registry_pb2.WORKER_ROLE_DECODE
 
@@ -68,6 +74,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
             metrics,
             lambda gateway_id, step, events: self._outboxes.of(gateway_id).put(step, events),
         )
+        self.in_place = InPlacePrefill(self._reservations, self._peer, host.built.layout.groups, metrics)
         self.load = LoadReporter(host.engine.stats, metrics, lambda stats: stats.sampled_tokens)
         host.events.attach(self._reservations.on_step)
         receiver_events.attach(self._reservations.on_receiver_event)
@@ -90,16 +97,17 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
             return self._answer(reopened, queue_s=0.0)
         if self._draining:
             raise BatonError(ErrorReason.DRAINING, "the worker is shutting down")
-        reservation = Reservation(
-            request.request_id, request.gateway_id, request.transfer_id, len(request.token_ids)
-        )
         grammar = await compile_grammar(request, self._grammars)
-        asked = engine_request(request, reservation.reservation_id, grammar=grammar)
-        reservation.grammar_state = grammar_state(asked)
+        reservation = Reservation(
+            request.request_id,
+            request.gateway_id,
+            request.transfer_id,
+            engine_request(request, new_id(), grammar=grammar),
+        )
         # So that the grace period of a gateway without a stream begins now.
         self._outboxes.of(request.gateway_id)
         started_s = time.monotonic()
-        await self._reservations.open(reservation, asked)
+        await self._reservations.open(reservation)
         queue_s = time.monotonic() - started_s
         self._metrics.queue_s.observe(queue_s)
         return self._answer(reservation, queue_s)
@@ -130,8 +138,11 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
     # The worker's life.
 
     def add_to(self, server: GrpcServer) -> None:
-        """Add the service to a server."""
+        """Add the services to a server."""
         server.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, self, "baton.v1.DecodeService")
+        server.add(
+            prefill_pb2_grpc.add_PrefillServiceServicer_to_server, self.in_place, "baton.v1.PrefillService"
+        )
 
     def kv_peer(self) -> kv_pb2.KvPeer | None:
         """How prefill workers reach this worker's blocks."""

@@ -6,9 +6,11 @@ import asyncio
 
 from kvtransfer.events import ReceiverEvent
 from kvtransfer.receiver import Receiver
-from services.decode.config import DecodeConfig
+from services.common.server import ServerConfig
+from services.decode.config import DecodeConfig, LeaseConfig
 from services.decode.servicer import DecodeServicer
 from services.worker.bridge import LoopBridge
+from services.worker.config import WorkerConfig
 from services.worker.engine_host import EngineHost
 from services.worker.metrics import WorkerMetrics
 from services.worker.runtime import Identity, Worker
@@ -22,16 +24,28 @@ def make_worker(config: DecodeConfig) -> Worker:
     """
 
     def make_service(host: EngineHost, identity: Identity, metrics: WorkerMetrics) -> DecodeServicer:
-        events: LoopBridge[ReceiverEvent] = LoopBridge(asyncio.get_running_loop())
-        receiver = Receiver(
-            identity.worker_id,
-            identity.incarnation,
-            host.regions,
-            bind=f"tcp://{config.worker.kv_host or config.server.host}:{config.worker.kv_port}",
-            transports=config.worker.transports,
-            on_event=events,
-            advertise_host=config.server.public_host,
-        )
-        return DecodeServicer(host, receiver, events, config.leases, metrics)
+        return make_servicer(host, identity, metrics, config.server, config.worker, config.leases)
 
     return Worker("decode", config.server, config.worker, config.engine, make_service)
+
+
+def make_servicer(
+    host: EngineHost,
+    identity: Identity,
+    metrics: WorkerMetrics,
+    server: ServerConfig,
+    worker: WorkerConfig,
+    leases: LeaseConfig,
+) -> DecodeServicer:
+    """Make the service and its end of the data plane."""
+    events: LoopBridge[ReceiverEvent] = LoopBridge(asyncio.get_running_loop())
+    receiver = Receiver(
+        identity.worker_id,
+        identity.incarnation,
+        host.regions,
+        bind=f"tcp://{worker.kv_host or server.host}:{worker.kv_port}",
+        transports=worker.transports,
+        on_event=events,
+        advertise_host=server.public_host,
+    )
+    return DecodeServicer(host, receiver, events, leases, metrics)

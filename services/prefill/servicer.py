@@ -34,7 +34,7 @@ from services.common.errors import BatonError, ErrorReason
 from services.common.server import GrpcServer
 from services.prefill.peers import PeerLinks
 from services.prefill.run import HandedOver, PrefillRun, Sampled
-from services.worker.answers import FINISH_REASONS, logprobs_proto
+from services.worker.answers import first_token
 from services.worker.engine_host import EngineHost
 from services.worker.intake import compile_grammar, engine_request, invalid
 from services.worker.metrics import LoadReporter, WorkerMetrics
@@ -81,7 +81,10 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             news = await run.news.get()
             if not isinstance(news, Sampled):
                 raise _unexpected(news)
-            yield prefill_pb2.PrefillResponse(first_token=self._first_token(run, news, received_s))
+            answer = first_token(run.request, news.event, received_s, news.at)
+            self._metrics.queue_s.observe(answer.queue_s)
+            self._metrics.compute_s.observe(answer.compute_s)
+            yield prefill_pb2.PrefillResponse(first_token=answer)
             if news.event.finish_reason is not None:
                 run.end("FINISHED", "the first token ended the answer")
                 return
@@ -194,29 +197,6 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         await self._peers.open(peer)
         block_ids = [list(blocks.ids) for blocks in target.block_ids]
         return self._sender.begin(peer, target.transfer_id, target.epoch, block_ids, target.lease_ms / 1000)
-
-    def _first_token(self, run: PrefillRun, sampled: Sampled, received_s: float) -> prefill_pb2.FirstToken:
-        event = sampled.event
-        started_s = run.request.first_run_s or sampled.at
-        self._metrics.queue_s.observe(started_s - received_s)
-        self._metrics.compute_s.observe(sampled.at - started_s)
-        return prefill_pb2.FirstToken(
-            token_id=event.token.token_id,
-            logprobs=logprobs_proto(event.token),
-            cached_tokens=event.num_cached_tokens,
-            finish_reason=FINISH_REASONS[event.finish_reason],
-            queue_s=started_s - received_s,
-            compute_s=sampled.at - started_s,
-            chunks=[
-                prefill_pb2.ChunkTiming(
-                    start=chunk.start,
-                    num_tokens=chunk.num_tokens,
-                    begin_s=chunk.begun_s - received_s,
-                    duration_s=chunk.ended_s - chunk.begun_s,
-                )
-                for chunk in run.request.chunks
-            ],
-        )
 
     def _on_step(self, step: StepEvents, at: float) -> None:
         for event in step.events:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from baton.v1 import decode_pb2, sampling_pb2
+from baton.v1 import decode_pb2, prefill_pb2, sampling_pb2
 from engine.events import TokenSampled
-from engine.request import FinishReason
+from engine.request import FinishReason, Request
 from engine.step import SampledToken
 from services.common.errors import BatonError
 
@@ -26,6 +26,34 @@ def logprobs_proto(token: SampledToken) -> sampling_pb2.TokenLogprobs | None:
         top=[
             sampling_pb2.TokenLogprob(token_id=token_id, logprob=logprob)
             for token_id, logprob in zip(logprobs.top_ids, logprobs.top, strict=True)
+        ],
+    )
+
+
+def first_token(
+    request: Request, event: TokenSampled, received_s: float, sampled_s: float
+) -> prefill_pb2.FirstToken:
+    """Return the first token of a prompt.
+
+    Args:
+        received_s, sampled_s: time.monotonic() when the prompt came, and when the token was drawn.
+    """
+    started_s = request.first_run_s or sampled_s
+    return prefill_pb2.FirstToken(
+        token_id=event.token.token_id,
+        logprobs=logprobs_proto(event.token),
+        cached_tokens=event.num_cached_tokens,
+        finish_reason=FINISH_REASONS[event.finish_reason],
+        queue_s=started_s - received_s,
+        compute_s=sampled_s - started_s,
+        chunks=[
+            prefill_pb2.ChunkTiming(
+                start=chunk.start,
+                num_tokens=chunk.num_tokens,
+                begin_s=chunk.begun_s - received_s,
+                duration_s=chunk.ended_s - chunk.begun_s,
+            )
+            for chunk in request.chunks
         ],
     )
 

@@ -12,15 +12,16 @@ Item = TypeVar("Item")
 
 
 class LoopBridge(Generic[Item]):
-    """A callback for any thread that calls `handle(item, at)` on the event loop, in order.
+    """A callback for any thread that calls each `handle(item, at)` on the event loop, in order.
 
     `at` is time.monotonic() at the moment of the event, so that the hop does not count as compute.
-    Items that come while nothing handles them yet wait; those after the loop closed are dropped.
+    Items that come while nothing handles them yet wait for the first handler; those after the loop
+    closed are dropped.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._handle: Callable[[Item, float], None] | None = None
+        self._handlers: list[Callable[[Item, float], None]] = []
         self._waiting: list[tuple[Item, float]] = []
 
     def __call__(self, item: Item) -> None:
@@ -29,14 +30,14 @@ class LoopBridge(Generic[Item]):
             self._loop.call_soon_threadsafe(self._deliver, item, time.monotonic())
 
     def attach(self, handle: Callable[[Item, float], None]) -> None:
-        """Set who handles items; on the loop, once."""
-        self._handle = handle
+        """Add one that handles items; on the loop."""
+        self._handlers.append(handle)
         for item, at in self._waiting:
             handle(item, at)
         self._waiting.clear()
 
     def _deliver(self, item: Item, at: float) -> None:
-        if self._handle is None:
+        if not self._handlers:
             self._waiting.append((item, at))
-        else:
-            self._handle(item, at)
+        for handle in self._handlers:
+            handle(item, at)

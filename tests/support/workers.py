@@ -1,4 +1,4 @@
-"""Prefill and decode workers inside the test's process, with real gRPC, engines and transports."""
+"""Workers of every role inside the test's process, with real gRPC, engines and transports."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from baton.v1 import decode_pb2, decode_pb2_grpc, kv_pb2, prefill_pb2, prefill_pb2_grpc, sampling_pb2
 from engine.config import EngineConfig
 from engine.stats import EngineStats
+from services.both.config import BothConfig
+from services.both.worker import make_worker as make_both
 from services.common.channel import open_channel
 from services.common.server import ServerConfig
 from services.decode.config import DecodeConfig, LeaseConfig
@@ -65,6 +67,24 @@ async def decode_worker(
     worker_config = WorkerConfig(gateway=tuple(gateway), transports=tuple(transports))
     worker = make_decode(
         DecodeConfig(ServerConfig(metrics_port=metrics_port), worker_config, engine, leases or LeaseConfig())
+    )
+    async with _running(worker):
+        yield worker
+
+
+@contextlib.asynccontextmanager
+async def both_worker(
+    engine: EngineConfig,
+    *,
+    gateway: Sequence[str] = (),
+    transports: Sequence[str] = TRANSPORTS,
+    leases: LeaseConfig | None = None,
+    metrics_port: int = -1,
+) -> AsyncIterator[Worker]:
+    """Run a co-located worker."""
+    worker_config = WorkerConfig(gateway=tuple(gateway), transports=tuple(transports))
+    worker = make_both(
+        BothConfig(ServerConfig(metrics_port=metrics_port), worker_config, engine, leases or LeaseConfig())
     )
     async with _running(worker):
         yield worker

@@ -1,0 +1,1 @@
+"""The co-located service: prefill and decode on one engine."""
