@@ -57,33 +57,43 @@ class WriteGate:
         batch_blocks: blocks that one `write` may take.
     """
 
-    def __init__(self, writer: DirectWriter, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, writer: DirectWriter, clock: Callable[[], float], receiver_lives: Callable[[], bool]
+    ) -> None:
         self.deadline = 0.0
         self.batch_blocks = writer.batch_blocks
+        self.piece_blocks = writer.piece_blocks
         self._writer = writer
         self._clock = clock
+        self._receiver_lives = receiver_lives
         self._idle = threading.Condition()
         self._num_writing = 0
         self._closed = False
 
-    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> bool:
+    @property
+    def is_open(self) -> bool:
+        """Whether the receiver granted writing, and nothing ended it; from any thread."""
+        return not self._closed and self._clock() < self.deadline and self._receiver_lives()
+
+    def write(
+        self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]
+    ) -> int | None:
         """Copy one batch of blocks, unless it is too late.
 
         Returns:
-            Whether the blocks were copied.
+            Bytes moved; None: too late, nothing was copied.
         """
         with self._idle:
-            if self._closed or self._clock() >= self.deadline:
-                return False
+            if not self.is_open:
+                return None
             self._num_writing += 1
         try:
-            self._writer.write(group, target_block_ids, source_block_ids)
+            return self._writer.write(group, target_block_ids, source_block_ids)
         finally:
             with self._idle:
                 self._num_writing -= 1
                 if not self._num_writing:
                     self._idle.notify_all()
-        return True
 
     def close(self) -> None:
         """Let nothing pass from now on; waits for the blocks being copied."""

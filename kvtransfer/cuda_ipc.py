@@ -2,11 +2,12 @@
 
     owner     allocate_device -> Region -> its handle goes to peers in `KvRegion`
     sender    CudaIpcWriter opens the handles once, when it connects; then, batch by batch:
-              gate -> one asynchronous copy a run of blocks -> wait for the stream -> gate -> PLACED
+              gate -> one asynchronous copy a run of blocks -> wait for the batch -> gate -> PLACED
 
-The copies run on streams of their own, on the copy engines, within one GPU or from GPU to GPU;
+The copies run on a stream of their own, on the copy engines, within one GPU or from GPU to GPU;
 no byte passes the host. A copy thread waits for each batch, since the gate may be left only when
-nothing is being written any more (ADR 2). The only module of kvtransfer that imports CuPy.
+nothing is being written any more (ADR 2); with two threads the next batch is queued meanwhile.
+The only module of kvtransfer that imports CuPy.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-import queue
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
-from kvtransfer.copier import NUM_COPY_THREADS
 from kvtransfer.errors import CudaError
 from kvtransfer.host import pid_namespace
 from kvtransfer.region import CudaExport, DeviceMemory, Region, RegionFacts
@@ -34,6 +35,7 @@ _GRANULE_BYTES = 2 << 20  # smaller allocations share a page, and a handle would
 _NON_BLOCKING_STREAM = 1  # does not wait for the default stream, nor that for it
 _COPY_DEFAULT = 4  # the pointers say from where to where
 _LAZY_PEER_ACCESS = 1
+_DISABLE_TIMING = 2
 
 # Allocations of this process, by what peers know of them: a process cannot open its own handle.
 _own_exports: dict[CudaExport, DeviceMemory] = {}
@@ -56,6 +58,10 @@ class _Runtime(Protocol):
     def streamCreateWithFlags(self, flags: int) -> int: ...  # noqa: N802
     def streamSynchronize(self, stream: int) -> None: ...  # noqa: N802
     def streamDestroy(self, stream: int) -> None: ...  # noqa: N802
+    def eventCreateWithFlags(self, flags: int) -> int: ...  # noqa: N802
+    def eventRecord(self, event: int, stream: int) -> None: ...  # noqa: N802
+    def eventSynchronize(self, event: int) -> None: ...  # noqa: N802
+    def eventDestroy(self, event: int) -> None: ...  # noqa: N802
     def memcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> None: ...  # noqa: N802
 
 
@@ -91,25 +97,34 @@ def device_name(ordinal: int) -> str:
 
 
 class DeviceAllocation:
-    """GPU memory of this process; one a region.
+    """GPU memory, this process's or another's that it opened; one a region.
 
     Attributes:
         memory: what a `Region` takes; `memory.export` is for peers.
         device: what a `Region` gives as `device`.
     """
 
-    def __init__(self, memory: DeviceMemory, device: str) -> None:
+    def __init__(self, memory: DeviceMemory, device: str, *, is_own: bool) -> None:
         self.memory = memory
         self.device = device
-        self._freed = False
+        self._is_own = is_own
+        self._closed = False
 
     def close(self) -> None:
-        """Free the memory; idempotent. Only when no peer has it open: their mappings would dangle."""
-        if not self._freed:
-            self._freed = True
-            if self.memory.export is not None:
-                _own_exports.pop(self.memory.export, None)
-            _on_gpu(self.memory.ordinal, lambda runtime: runtime.free(self.memory.pointer))
+        """Free own memory, or close another's; idempotent.
+
+        Own memory only when no peer has it open: their mappings would dangle.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        pointer, export = self.memory.pointer, self.memory.export
+        if self._is_own:
+            if export is not None:
+                _own_exports.pop(export, None)
+            _on_gpu(self.memory.ordinal, lambda runtime: runtime.free(pointer))
+        else:
+            _on_gpu(self.memory.ordinal, lambda runtime: runtime.ipcCloseMemHandle(pointer))
 
 
 def allocate_device(num_bytes: int, ordinal: int = 0) -> DeviceAllocation:
@@ -138,26 +153,63 @@ def allocate_device(num_bytes: int, ordinal: int = 0) -> DeviceAllocation:
         raise CudaError(f"cannot allocate and export {num_bytes} bytes on GPU {ordinal}: {error}") from error
     assert memory.export is not None
     _own_exports[memory.export] = memory
-    return DeviceAllocation(memory, device)
+    return DeviceAllocation(memory, device, is_own=True)
+
+
+def open_device(export: CudaExport, num_bytes: int, device: str) -> DeviceAllocation:
+    """Open GPU memory that another process allocated, on the same GPU.
+
+    Args:
+        device: "cuda:<uuid>", as its owner says.
+    Raises:
+        CudaError: this process does not see that GPU, or the handle does not open; says why.
+    """
+    ordinal = next((gpu for gpu in range(num_gpus()) if device_name(gpu) == device), None)
+    if ordinal is None:
+        raise CudaError(f"{device} is not among the {num_gpus()} GPUs of this process (CUDA_VISIBLE_DEVICES)")
+    pointer = _on_gpu(ordinal, lambda runtime: _open_handle(runtime, export, f"memory on {device}"))
+    return DeviceAllocation(DeviceMemory(pointer, num_bytes, ordinal, export), device, is_own=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One copy between two addresses, of any GPU or of pinned host memory."""
+
+    target: int
+    source: int
+    num_bytes: int
 
 
 class CopyStream:
-    """A stream that copies; used by one thread at a time, whose current GPU it sets."""
+    """A stream that copies; for any threads, whose current GPU it sets."""
 
     def __init__(self, ordinal: int) -> None:
         self._cuda = _runtime()
         self._ordinal = ordinal
+        self._lock = threading.Lock()
         self._cuda.setDevice(ordinal)
         self._stream = self._cuda.streamCreateWithFlags(_NON_BLOCKING_STREAM)
 
-    def copy(self, target: int, source: int, num_bytes: int) -> None:
-        """Queue a copy between two addresses, of any GPU or of pinned host memory."""
-        self._cuda.setDevice(self._ordinal)
-        self._cuda.memcpyAsync(target, source, num_bytes, _COPY_DEFAULT, self._stream)
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copy after what other threads queued before, and wait for it; lets go of the GIL.
 
-    def wait(self) -> None:
-        """Wait for what is queued; lets go of the GIL."""
-        self._cuda.streamSynchronize(self._stream)
+        Raises:
+            RuntimeError: CUDA's error; none of the copies is being made any more.
+        """
+        cuda = self._cuda
+        cuda.setDevice(self._ordinal)
+        done = cuda.eventCreateWithFlags(_DISABLE_TIMING)
+        try:
+            with self._lock:
+                for copy in copies:
+                    cuda.memcpyAsync(copy.target, copy.source, copy.num_bytes, _COPY_DEFAULT, self._stream)
+                cuda.eventRecord(done, self._stream)
+            cuda.eventSynchronize(done)
+        except RuntimeError:
+            cuda.streamSynchronize(self._stream)  # what was queued before a failure writes too
+            raise
+        finally:
+            cuda.eventDestroy(done)
 
     def close(self) -> None:
         """Destroy the stream."""
@@ -201,13 +253,12 @@ class CudaIpcWriter:
         self._ordinal = self._memories[0].ordinal
         self.batch_blocks = max(1, MAX_BATCH_BYTES // max(self._block_bytes))
         self._opened: list[int] = []
-        self._streams: queue.SimpleQueue[CopyStream] = queue.SimpleQueue()
+        self._stream: CopyStream | None = None
 
         def open_all(runtime: _Runtime) -> list[int]:
             try:
                 targets = [self._open(runtime, facts) for facts in receiver_regions]
-                for _ in range(NUM_COPY_THREADS):
-                    self._streams.put(CopyStream(self._ordinal))
+                self._stream = CopyStream(self._ordinal)
             except (CudaError, RuntimeError):
                 self.close()
                 raise
@@ -218,7 +269,11 @@ class CudaIpcWriter:
         except RuntimeError as error:
             raise CudaError(f"GPU {self._ordinal} cannot be used: {error}") from error
 
-    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> None:
+    def piece_blocks(self, num_blocks: int) -> int:
+        """One thread queues a whole batch; the next thread's runs right behind."""
+        return self.batch_blocks
+
+    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
         """Copy blocks, run by run; in place when this returns."""
         target, source = self._targets[group], self._memories[group].pointer
         size = self._block_bytes[group]
@@ -226,22 +281,22 @@ class CudaIpcWriter:
         if target == source:
             # Both workers use one pool (the vault): a block handed over under its own id is in place.
             runs = [run for run in runs if run.target != run.source]
-        stream = self._streams.get()
-        try:
-            for run in runs:
-                stream.copy(target + run.target * size, source + run.source * size, run.num_blocks * size)
-        finally:
-            try:
-                stream.wait()  # what was queued before a failure writes too
-            finally:
-                self._streams.put(stream)
+        copies = [
+            Copy(target + run.target * size, source + run.source * size, run.num_blocks * size)
+            for run in runs
+        ]
+        if copies:
+            assert self._stream is not None, "written after close"
+            self._stream.copy(copies)
+        return sum(copy.num_bytes for copy in copies)
 
     def close(self) -> None:
         """Close the handles; on a thread that may wait, since CUDA may wait for the GPU's work."""
         cuda = _runtime()
         cuda.setDevice(self._ordinal)
-        while not self._streams.empty():
-            self._streams.get().close()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
         while self._opened:
             cuda.ipcCloseMemHandle(self._opened.pop())
 
@@ -254,18 +309,22 @@ class CudaIpcWriter:
         if known is not None:
             _allow_peer_access(runtime, self._ordinal, known.ordinal)
             return known.pointer
-        whose = f"the CUDA IPC handle of {facts.group!r} on {facts.device}, from process {export.pid}"
-        if export.pid_namespace != pid_namespace():
-            raise CudaError(
-                f"{whose}, is of another PID namespace; containers must share it "
-                "(docker: --pid, Kubernetes: shareProcessNamespace)"
-            )
-        try:
-            pointer = runtime.ipcOpenMemHandle(export.handle, _LAZY_PEER_ACCESS)
-        except RuntimeError as error:
-            raise CudaError(f"{whose}, does not open: {error}") from error
+        pointer = _open_handle(runtime, export, f"{facts.group!r} on {facts.device}")
         self._opened.append(pointer)
         return pointer
+
+
+def _open_handle(runtime: _Runtime, export: CudaExport, what: str) -> int:
+    whose = f"the CUDA IPC handle of {what}, from process {export.pid}"
+    if export.pid_namespace != pid_namespace():
+        raise CudaError(
+            f"{whose}, is of another PID namespace; containers must share it "
+            "(docker: --pid, Kubernetes: shareProcessNamespace)"
+        )
+    try:
+        return runtime.ipcOpenMemHandle(export.handle, _LAZY_PEER_ACCESS)
+    except RuntimeError as error:
+        raise CudaError(f"{whose}, does not open: {error}") from error
 
 
 def _allow_peer_access(runtime: _Runtime, ordinal: int, peer: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from kvtransfer.cuda_ipc import CopyStream, PinnedBuffer
+from kvtransfer.cuda_ipc import Copy, CopyStream, PinnedBuffer
 from kvtransfer.frames import Payload
 from kvtransfer.region import DeviceMemory
 
@@ -22,16 +22,14 @@ class DeviceBlocks:
     def read(self, block_id: int) -> Payload:
         """Copy one block to the host; the bytes are the caller's."""
         stream, staging = self._open()
-        stream.copy(staging.pointer, self._address(block_id), self.block_bytes)
-        stream.wait()
+        stream.copy([Copy(staging.pointer, self._address(block_id), self.block_bytes)])
         return ctypes.string_at(staging.pointer, self.block_bytes)
 
     def write(self, block_id: int, payload: Payload) -> None:
         """Copy one block to the GPU."""
         stream, staging = self._open()
         staging.view[: self.block_bytes] = memoryview(payload).cast("B")
-        stream.copy(self._address(block_id), staging.pointer, self.block_bytes)
-        stream.wait()
+        stream.copy([Copy(self._address(block_id), staging.pointer, self.block_bytes)])
 
     def close(self) -> None:
         """Give up the stream and the pinned memory."""

@@ -51,9 +51,15 @@ class DirectWriter(Protocol):
 
     batch_blocks: int
 
-    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> None:
+    def piece_blocks(self, num_blocks: int) -> int:
+        """Blocks that one thread should take of so many that were pushed together, >= 1."""
+
+    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
         """Copy blocks, pair by pair; they are in place when this returns, and none is being
         written when it raises.
+
+        Returns:
+            Bytes moved: none for a block that is in place already, since both ends have one pool.
         """
 
     def close(self) -> None:

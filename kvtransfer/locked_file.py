@@ -6,10 +6,13 @@ is never reused and means the same in every PID namespace that shares the mount.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import os
 import re
 import secrets
+import threading
 import weakref
 from pathlib import Path
 
@@ -66,6 +69,44 @@ def owner_is_alive(name: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+class OwnerWatch:
+    """Asks again and again whether the owner of a file lives, at one system call each."""
+
+    def __init__(self, name: str) -> None:
+        """Open the file; a missing one has a dead owner.
+
+        Raises:
+            SharedMemoryError: the name cannot be one of ours.
+        """
+        self._lock = threading.Lock()
+        self._file: io.FileIO | None = None
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(path_of(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._file = io.FileIO(fd, "r+")
+
+    def lives(self) -> bool:
+        """Tell whether the owner holds the file; False for ever after once it did not. Any thread."""
+        with self._lock:
+            if self._file is None:
+                return False
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            self._drop()
+            return False
+
+    def close(self) -> None:
+        """Close the file; the owner counts as dead from now on. Idempotent."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            self._file.close()  # which unlocks it too
+            self._file = None
 
 
 def path_of(name: str) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kvtransfer.copier import NUM_COPY_THREADS, WriteGate
+from kvtransfer.copier import WriteGate
 from kvtransfer.errors import (
     AbortedError,
     InvalidTransferError,
@@ -38,7 +38,7 @@ class TransferStats:
     Attributes:
         transport: name.
         blocks: blocks sent, over all groups.
-        bytes: bytes sent, headers excluded.
+        bytes: bytes moved, headers excluded; none where blocks were computed in place.
         exposed_s: from commit() until the receiver's ACK, seconds.
     """
 
@@ -62,11 +62,16 @@ class OutboundTransfer:
     `push`, `commit` and `fail` may be called from any thread, one at a time, and return at
     once. The rest runs on the sender's loop.
 
+    A caller that has the receiver's pool too may compute `in_place`, straight into the receiver's
+    blocks, from `opened` on and while `writable`. It says `settle` when it does so no more; until
+    then the receiver is not told that the transfer is over.
+
     Attributes:
         transfer_id: minted by the gateway.
         epoch: the attempt.
         done: `TransferStats` after the receiver's ACK, or a `TransferError` (or `ClosedError`);
             only then may the pushed source blocks change.
+        opened: done when the receiver granted writing; raises what `done` does if it never did.
     """
 
     def __init__(
@@ -76,18 +81,26 @@ class OutboundTransfer:
         epoch: int,
         block_ids: Sequence[Sequence[int]],
         lease_s: float,
+        *,
+        in_place: bool = False,
     ) -> None:
         self.transfer_id = transfer_id
         self.epoch = epoch
         self.done: Future[TransferStats] = Future()
         self.done.set_running_or_notify_cancel()  # it cannot be cancelled, only failed
+        self.opened: Future[None] = Future()
+        self.opened.set_running_or_notify_cancel()
+        self._unsettled = in_place
+        self._when_settled: list[Callable[[], object]] = []
         self._link = link
         self._block_ids = tuple(tuple(ids) for ids in block_ids)
         self._lease = SenderLease(lease_s, link.clock())
         self._pushed = [bytearray(len(ids)) for ids in self._block_ids]
         self._closing = False
         self._state = _State.OPENING
-        self._gate = WriteGate(link.writer, link.clock) if link.writer is not None else None
+        self._gate = None
+        if link.writer is not None:
+            self._gate = WriteGate(link.writer, link.clock, link.receiver_lives)
         self._queue: deque[PushedRun] = deque()
         self._num_queued = 0
         self._num_sent = 0
@@ -134,8 +147,13 @@ class OutboundTransfer:
         if any(pushed[first_index:end]):
             raise InvalidTransferError("first_index", f"blocks {first_index} to {end} were pushed before")
         pushed[first_index:end] = b"\1" * (end - first_index)
-        if src_block_ids:
-            run = PushedRun(group, first_index, tuple(src_block_ids), ready)
+        if not src_block_ids:
+            return
+        self._num_queued += len(src_block_ids)
+        run = PushedRun(group, first_index, tuple(src_block_ids), ready)
+        if self._gate is not None and self._gate.is_open:
+            self._submit(self._gate, run)  # spares it the way through the loop
+        else:
             self._link.loop.post(partial(self._enqueue, run))
 
     def commit(self, payload: bytes) -> None:
@@ -159,7 +177,22 @@ class OutboundTransfer:
         self._closing = True
         self._link.loop.post(partial(self._begin_abort, reason, message))
 
+    def writable(self) -> bool:
+        """Whether the receiver's blocks may be written now; from any thread."""
+        return self._gate is not None and self._gate.is_open
+
+    def settle(self) -> None:
+        """Say that nothing is computed in place any more; from any thread. Idempotent."""
+        self._link.loop.post(self._settle)
+
     # What follows runs on the sender's loop.
+
+    def when_settled(self, callback: Callable[[], object]) -> None:
+        """Call back once nothing is computed in place any more; at once if that is so."""
+        if self._unsettled:
+            self._when_settled.append(callback)
+        else:
+            callback()
 
     def start(self) -> None:
         """Ask the receiver to let this transfer write."""
@@ -208,13 +241,15 @@ class OutboundTransfer:
         if self._state is _State.ABORTING and isinstance(error, TransferError):
             error = AbortedError(f"fail() was called; then: {error}")
         self._state = _State.DONE
-        self._link.remove(self)
+        self.when_settled(lambda: self._link.remove(self))
+        if not self.opened.done():
+            self.opened.set_exception(error)
         self.done.set_exception(error)
 
     def tell_failed(self, reason: str, message: str) -> None:
         """Stop writing, then tell the receiver."""
         self._close_gate()
-        self._send(Kind.FAIL, encode_reason(reason, message))
+        self.when_settled(lambda: self._send(Kind.FAIL, encode_reason(reason, message)))
 
     def _close_gate(self) -> None:
         self._queue.clear()
@@ -223,7 +258,6 @@ class OutboundTransfer:
 
     def _enqueue(self, run: PushedRun) -> None:
         if self._state in (_State.OPENING, _State.OPEN):
-            self._num_queued += run.num_blocks
             if self._gate is None and run.ready is not None:
                 self._link.copier.submit(partial(self._await_ready, run))
             else:
@@ -251,7 +285,13 @@ class OutboundTransfer:
         self._state = _State.ABORTING
         self._close_gate()
         self._failure = encode_reason(reason, message)
-        self._send(Kind.FAIL, self._failure)
+        self.when_settled(lambda: self._send(Kind.FAIL, self._failure))
+
+    def _settle(self) -> None:
+        self._unsettled = False
+        callbacks, self._when_settled = self._when_settled, []
+        for callback in callbacks:
+            callback()
 
     def _grant(self, limit: int) -> None:
         if limit > self._limit:
@@ -261,6 +301,8 @@ class OutboundTransfer:
             self._state = _State.OPEN
         if self._gate is not None:
             self._gate.deadline = self._lease.deadline
+        if not self.opened.done():
+            self.opened.set_result(None)
         self._pump()
 
     def _pump(self) -> None:
@@ -269,9 +311,7 @@ class OutboundTransfer:
             return
         if self._gate is not None:
             while self._queue:
-                run = self._queue.popleft()
-                for piece in run.cut(-(-run.num_blocks // NUM_COPY_THREADS)):
-                    self._link.copier.submit(partial(self._copy, self._gate, piece))
+                self._submit(self._gate, self._queue.popleft())
         elif not self._guard(self._send_blocks):
             return
         if self._payload is not None and self._num_sent == self._num_queued:
@@ -291,20 +331,28 @@ class OutboundTransfer:
             if sent < run.num_blocks:
                 self._queue.appendleft(run.part(sent, run.num_blocks))
 
+    def _submit(self, gate: WriteGate, run: PushedRun) -> None:
+        """Let the copy threads write a run; on any thread."""
+        for piece in run.cut(gate.piece_blocks(run.num_blocks)):
+            self._link.copier.submit(partial(self._copy, gate, piece))
+
     def _copy(self, gate: WriteGate, run: PushedRun) -> None:
         """Write one run into the receiver's blocks; on a copy thread."""
 
         def write() -> None:
             if run.ready is not None:
                 run.ready()
+            num_bytes = 0
             targets = self._block_ids[run.group]
             for batch in run.cut(gate.batch_blocks):
                 first = batch.first_index
                 batch_targets = targets[first : first + batch.num_blocks]
-                if not gate.write(run.group, batch_targets, batch.source_block_ids):
+                moved = gate.write(run.group, batch_targets, batch.source_block_ids)
+                if moved is None:
                     self._link.loop.post(self._come_too_late)
                     return
-            self._link.loop.post(partial(self._placed, run))
+                num_bytes += moved
+            self._link.loop.post(partial(self._placed, run, num_bytes))
 
         self._guard(write)
 
@@ -323,11 +371,11 @@ class OutboundTransfer:
         if self._state is _State.OPEN:
             self._expire()
 
-    def _placed(self, run: PushedRun) -> None:
+    def _placed(self, run: PushedRun, num_bytes: int) -> None:
         if self._state is not _State.OPEN:
             return
         self._num_sent += run.num_blocks
-        self._num_bytes += run.num_blocks * self._link.sources[run.group].block_bytes
+        self._num_bytes += num_bytes
         self._send(Kind.PLACED, b"", run.group, run.first_index, run.num_blocks)
         self._pump()
 
@@ -340,7 +388,7 @@ class OutboundTransfer:
             self._send(Kind.OPEN, facts.encode(), sequence=sequence)
         elif self._state is _State.COMMITTING:
             self._send_commit(sequence)
-        elif self._state is _State.ABORTING:
+        elif self._state is _State.ABORTING and not self._unsettled:
             self._send(Kind.FAIL, self._failure, sequence=sequence)
         else:
             self._send(Kind.RENEW, sequence=sequence)

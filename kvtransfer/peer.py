@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from baton.v1 import kv_pb2
 from kvtransfer.errors import InvalidPeerError
 from kvtransfer.frames import MAX_INCARNATION_BYTES
+from kvtransfer.locked_file import is_valid_name
 from kvtransfer.region import CudaExport, RegionFacts
 
 
@@ -22,6 +23,7 @@ class Peer:
         transports: those it accepts, best first.
         regions: one a cache group.
         curve_public_key: CURVE public key (Z85); empty: no encryption.
+        liveness: name of a file that is locked while the worker lives; empty: it has none.
     """
 
     worker_id: str
@@ -31,6 +33,7 @@ class Peer:
     transports: tuple[str, ...]
     regions: tuple[RegionFacts, ...]
     curve_public_key: str = ""
+    liveness: str = ""
 
     def to_proto(self) -> kv_pb2.KvPeer:
         """Make the message that describes this peer."""
@@ -41,6 +44,7 @@ class Peer:
             endpoint=self.endpoint,
             transports=self.transports,
             curve_public_key=self.curve_public_key,
+            liveness=self.liveness,
             regions=[_region_to_proto(region) for region in self.regions],
         )
 
@@ -56,6 +60,8 @@ class Peer:
                 raise InvalidPeerError(f"{field}: missing")
         if len(message.incarnation.encode()) > MAX_INCARNATION_BYTES:
             raise InvalidPeerError(f"incarnation: longer than {MAX_INCARNATION_BYTES} bytes")
+        if message.liveness and not is_valid_name(message.liveness):
+            raise InvalidPeerError("liveness: not the name of a file of Baton")
         if not message.regions:
             raise InvalidPeerError("regions: at least one is needed")
         for region in message.regions:
@@ -76,6 +82,7 @@ class Peer:
             transports=tuple(message.transports),
             regions=tuple(_region_from_proto(region) for region in message.regions),
             curve_public_key=message.curve_public_key,
+            liveness=message.liveness,
         )
 
 

@@ -12,6 +12,7 @@ from kvtransfer.errors import FrameError, InvalidTransferError, KvTransferError,
 from kvtransfer.frames import Header, Kind, Payload, decode, encode
 from kvtransfer.io_loop import IoLoop
 from kvtransfer.links import DirectWriter, Link
+from kvtransfer.locked_file import OwnerWatch
 from kvtransfer.outbound import OutboundTransfer
 from kvtransfer.peer import Peer
 
@@ -28,6 +29,7 @@ class PeerLink:
         sources: the sender's blocks, one store a group.
         writer: for a transport that writes directly; None: blocks travel as frames.
         liveness_name: of the sender's liveness file; empty if there is no writer.
+        receiver: watches the receiver's process; None: it does not say how.
         drops: frames ignored, by why.
     """
 
@@ -41,6 +43,7 @@ class PeerLink:
         sources: Sequence[BlockStore],
         writer: DirectWriter | None,
         liveness_name: str,
+        receiver: OwnerWatch | None,
     ) -> None:
         self.peer = peer
         self.transport = transport
@@ -50,6 +53,7 @@ class PeerLink:
         self.sources = sources
         self.writer = writer
         self.liveness_name = liveness_name
+        self._receiver = receiver
         self.drops: Counter[str] = Counter()
         self._wire: Link | None = None
         self._transfers: dict[tuple[str, int], OutboundTransfer] = {}
@@ -58,6 +62,10 @@ class PeerLink:
     def busy(self) -> bool:
         """Whether transfers are under way."""
         return bool(self._transfers)
+
+    def receiver_lives(self) -> bool:
+        """Whether the receiver's process lives, as far as that shows; from any thread."""
+        return self._receiver is None or self._receiver.lives()
 
     def attach(self, wire: Link) -> None:
         """Use a link for frames."""
@@ -102,7 +110,11 @@ class PeerLink:
             return
         if header.kind is Kind.STOP:
             # Also for a transfer long gone: the receiver waits to hear that nothing writes.
-            self.send(Header(Kind.STOPPED, header.transfer_id, header.epoch, header.incarnation))
+            stopped = Header(Kind.STOPPED, header.transfer_id, header.epoch, header.incarnation)
+            if transfer is None:
+                self.send(stopped)
+            else:
+                transfer.when_settled(lambda: self.send(stopped))
 
     def tick(self, now: float) -> None:
         """Let transfers look at the time."""
@@ -117,5 +129,7 @@ class PeerLink:
         if self._wire is not None:
             self._wire.close(linger_ms)
             self._wire = None
+        if self._receiver is not None:
+            self._receiver.close()
         if self.writer is not None:
             self.copier.submit(self.writer.close)  # which may have to wait for a GPU

@@ -36,11 +36,12 @@ from kvtransfer.host import host_id
 from kvtransfer.inbound import Drop, InboundTransfer, Surroundings
 from kvtransfer.io_loop import IoLoop
 from kvtransfer.links import Listener, Route
+from kvtransfer.locked_file import LockedFile
 from kvtransfer.payloads import RejectReason, encode_reason
 from kvtransfer.peer import Peer
 from kvtransfer.region import Region
 from kvtransfer.reservation import check_reservation
-from kvtransfer.select import FAKE_SCHEME
+from kvtransfer.select import DIRECT, FAKE_SCHEME
 from kvtransfer.zmq_tcp import ZmqListener
 
 DEFAULT_WINDOW_BYTES = 16 << 20
@@ -113,6 +114,9 @@ class Receiver:
             self._emit,
             self._drop,
         )
+        # Memory may outlive its receiver (the vault): a sender must not go on writing then.
+        is_direct = not DIRECT.isdisjoint(transports)
+        self._liveness = LockedFile("alive") if is_direct else None
         self.peer = Peer(
             worker_id,
             incarnation,
@@ -120,6 +124,7 @@ class Receiver:
             self._listener.endpoint,
             tuple(transports),
             tuple(region.facts for region in regions),
+            liveness=self._liveness.name if self._liveness is not None else "",
         )
         self._loop = IoLoop(f"kv-receiver-{worker_id}", self._tick, self._busy)
         self._loop.start()
@@ -182,6 +187,8 @@ class Receiver:
             for store in self._around.blocks:
                 store.close()
             self._around.blocks.clear()
+            if self._liveness is not None:
+                self._liveness.close()
 
         if self._loop.post(stop_all):
             self._loop.stop()

@@ -74,6 +74,11 @@ class RegionFacts:
         """Bytes of all blocks."""
         return self.block_bytes * self.num_blocks
 
+    def is_same_memory(self, other: RegionFacts) -> bool:
+        """Tell whether two workers of one host have the same blocks, under the same ids."""
+        same_file = bool(self.shm_name) and self.shm_name == other.shm_name
+        return same_file or (self.export is not None and self.export == other.export)
+
 
 @dataclass(frozen=True, slots=True)
 class Region:

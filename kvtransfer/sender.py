@@ -29,7 +29,7 @@ from kvtransfer.frames import MAX_INCARNATION_BYTES, MAX_TRANSFER_ID_BYTES, enco
 from kvtransfer.host import host_id
 from kvtransfer.io_loop import IoLoop
 from kvtransfer.links import DirectWriter, Link
-from kvtransfer.locked_file import LockedFile
+from kvtransfer.locked_file import LockedFile, OwnerWatch
 from kvtransfer.outbound import OutboundTransfer
 from kvtransfer.peer import Peer
 from kvtransfer.peer_link import PeerLink
@@ -99,6 +99,18 @@ class Sender:
         """
         return self._link(peer).transport
 
+    def shares_pool_with(self, peer: Peer) -> bool:
+        """Whether blocks travel to a receiver in place: both have the same memory, and it is open.
+
+        Raises:
+            What `connect` raises.
+        """
+        mine = self._me.regions
+        same = peer.host_id == self._me.host_id and len(mine) == len(peer.regions)
+        if not same or not all(a.is_same_memory(b) for a, b in zip(mine, peer.regions, strict=True)):
+            return False
+        return self._link(peer).writer is not None
+
     def forget(self, worker_id: str, incarnation: str) -> None:
         """Close the link to a receiver that is gone; its transfers end. Idempotent."""
         gone = ReceiverGoneError(f"worker {worker_id!r} was forgotten")
@@ -111,6 +123,8 @@ class Sender:
         epoch: int,
         block_ids: Sequence[Sequence[int]],
         lease_s: float,
+        *,
+        in_place: bool = False,
     ) -> OutboundTransfer:
         """Start a transfer: asks the receiver for leave to write and keeps its lease from now on.
 
@@ -120,6 +134,7 @@ class Sender:
             epoch: the attempt, 1 to 2^32 - 1.
             block_ids: the receiver's reserved blocks in order of position, one list a region.
             lease_s: what the receiver granted, seconds.
+            in_place: the caller will compute into the receiver's blocks; see `OutboundTransfer`.
         Raises:
             InvalidTransferError: an argument is out of range. `done` raises it if that transfer
                 id and epoch is under way already.
@@ -128,7 +143,7 @@ class Sender:
         encode_id("transfer_id", transfer_id, MAX_TRANSFER_ID_BYTES)
         check_reservation(epoch, block_ids, lease_s, [region.num_blocks for region in peer.regions])
         link = self._link(peer)
-        transfer = OutboundTransfer(link, transfer_id, epoch, block_ids, lease_s)
+        transfer = OutboundTransfer(link, transfer_id, epoch, block_ids, lease_s, in_place=in_place)
         if not self._loop.post(lambda: link.add(transfer)):
             raise ClosedError("the sender was closed")
         return transfer
@@ -186,13 +201,22 @@ class Sender:
         if name == CUDA_IPC:
             writer = self._open_cuda(peer)
         elif name == SHARED_MEMORY:
-            writer = SharedMemoryWriter([region.blocks() for region in self._regions], peer.regions)
+            writer = SharedMemoryWriter(self._regions, peer.regions)
         if writer is not None:
             if self._liveness is None:
                 self._liveness = LockedFile("alive")
             liveness_name = self._liveness.name
+        watched = writer is not None and peer.liveness
         link = PeerLink(
-            peer, name, self._loop, self._clock, self._copier, self._sources, writer, liveness_name
+            peer,
+            name,
+            self._loop,
+            self._clock,
+            self._copier,
+            self._sources,
+            writer,
+            liveness_name,
+            OwnerWatch(peer.liveness) if watched else None,
         )
         self._loop.call(lambda: self._attach_wire(link))
         return link

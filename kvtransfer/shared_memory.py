@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kvtransfer.copier import NUM_COPY_THREADS
 from kvtransfer.errors import SharedMemoryError
 from kvtransfer.host import SHM_DIR
 from kvtransfer.locked_file import LockedFile, path_of
-from kvtransfer.region import Blocks, RegionFacts
+from kvtransfer.region import Blocks, Region, RegionFacts
 
 
 class SharedMemory:
@@ -102,20 +103,31 @@ class SharedMemoryWriter:
 
     batch_blocks = 1
 
-    def __init__(self, sources: Sequence[Blocks], receiver_regions: Sequence[RegionFacts]) -> None:
-        """Map the receiver's regions.
+    def __init__(self, regions: Sequence[Region], receiver_regions: Sequence[RegionFacts]) -> None:
+        """Map the receiver's regions, but for those that both have.
 
         Raises:
             SharedMemoryError: a region cannot be mapped.
         """
-        self._sources = list(sources)
-        self._targets = [attach_shared(facts) for facts in receiver_regions]
+        self._sources = [region.blocks() for region in regions]
+        self._targets = [
+            mine if region.facts.is_same_memory(facts) else attach_shared(facts)
+            for mine, region, facts in zip(self._sources, regions, receiver_regions, strict=True)
+        ]
 
-    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> None:
+    def piece_blocks(self, num_blocks: int) -> int:
+        """All threads copy."""
+        return -(-num_blocks // NUM_COPY_THREADS)
+
+    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
         """Copy blocks; in place when this returns. Lets go of the GIL meanwhile."""
         targets, sources = self._targets[group], self._sources[group]
+        moved = 0
         for target, source in zip(target_block_ids, source_block_ids, strict=True):
-            np.copyto(targets[target], sources[source])
+            if targets is not sources or target != source:
+                np.copyto(targets[target], sources[source])
+                moved += sources.shape[1]
+        return moved
 
     def close(self) -> None:
         """Give up the mappings."""

@@ -143,7 +143,8 @@ def test_a_higher_epoch_supersedes_and_nothing_of_the_old_one_lands(rig: Rig) ->
     old.push(0, 0, [0, 1, 2])
     wait_until(lambda: not rig.untouched([12]))
     with paused(old_sender.sender):
-        old.push(0, 5, [5, 6])  # in its queue, to be sent when it wakes up
+        computed = threading.Event()
+        old.push(0, 5, [5, 6], ready=computed.wait)
         rig.receiver.expect("t", 2, ids, LEASE_S)
         new = new_sender.begin(rig.receiver, "t", 2, ids)
         new.push(0, 0, list(range(20, 30)))
@@ -154,6 +155,7 @@ def test_a_higher_epoch_supersedes_and_nothing_of_the_old_one_lands(rig: Rig) ->
             assert not rig.outcomes
             assert rig.untouched(range(15, 20))
     new.done.result(5)
+    computed.set()
     with pytest.raises((StoppedError, RejectedError)):
         old.done.result(5)
     assert rig.outcomes == [Committed("t", 2, b"new", 10, 10 * SIZES[0][0])]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from kvtransfer.cuda_ipc import CopyStream
+from kvtransfer.cuda_ipc import Copy, CopyStream
 from kvtransfer.errors import CudaError, TransportUnavailableError
 from kvtransfer.events import Committed, ReceiverEvent
 from kvtransfer.host import pid_namespace
@@ -97,9 +97,9 @@ def test_in_a_shared_pool_a_block_that_keeps_its_id_is_not_moved(
     copied: list[int] = []
     copy = CopyStream.copy
 
-    def spy(stream: CopyStream, target: int, source: int, num_bytes: int) -> None:
-        copied.append(num_bytes)
-        copy(stream, target, source, num_bytes)
+    def spy(stream: CopyStream, copies: Sequence[Copy]) -> None:
+        copied.extend(one.num_bytes for one in copies)
+        copy(stream, copies)
 
     monkeypatch.setattr(CopyStream, "copy", spy)
     events: list[ReceiverEvent] = []
@@ -109,7 +109,8 @@ def test_in_a_shared_pool_a_block_that_keeps_its_id_is_not_moved(
     transfer = sender.begin(receiver.peer, "t", 1, [[0, 1, 3]], 5.0)
     transfer.push(0, 0, [0, 1, 2])
     transfer.commit(b"")
-    assert transfer.done.result(5).transport == "cuda_ipc"
+    stats = transfer.done.result(5)
+    assert (stats.transport, stats.blocks, stats.bytes) == ("cuda_ipc", 3, 1000)
     assert events[-1] == Committed("t", 1, b"", 3, 3000)
     assert copied == [1000]
     assert pool.blocks[:][:, 0].tolist() == [1, 2, 3, 3]

@@ -14,7 +14,7 @@ from kvtransfer.copier import WriteGate
 from kvtransfer.errors import InvalidTransferError, SharedMemoryError
 from kvtransfer.fences import Fence, Fences
 from kvtransfer.host import SHM_DIR, host_id
-from kvtransfer.locked_file import LockedFile, owner_is_alive, path_of, sweep_stale
+from kvtransfer.locked_file import LockedFile, OwnerWatch, owner_is_alive, path_of, sweep_stale
 from kvtransfer.region import DeviceMemory, Region
 from kvtransfer.shared_memory import SharedMemoryWriter, allocate_shared, attach_shared
 
@@ -100,8 +100,9 @@ def test_a_writer_sees_the_owners_blocks() -> None:
     shared = allocate_shared("test", 4 * 5000)
     region = Region("g", 5000, 4, "cpu", "f", shared.memory, shared.name)
     source = np.random.default_rng(0).integers(0, 256, (3, 5000), dtype=np.uint8)
-    writer = SharedMemoryWriter([source], [region.facts])
-    writer.write(0, [2, 3], [1, 0])
+    own = Region("g", 5000, 3, "cpu", "f", memoryview(source.reshape(-1)))
+    writer = SharedMemoryWriter([own], [region.facts])
+    assert writer.write(0, [2, 3], [1, 0]) == 10_000
     blocks = region.blocks()
     assert np.array_equal(blocks[2], source[1])
     assert np.array_equal(blocks[3], source[0])
@@ -139,10 +140,14 @@ class RecordingWriter:
         self.entered, self.leave = threading.Event(), threading.Event()
         self.leave.set()
 
-    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> None:
+    def piece_blocks(self, num_blocks: int) -> int:
+        return num_blocks
+
+    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
         self.entered.set()
         assert self.leave.wait(5)
         self.written.append((group, [*target_block_ids], [*source_block_ids]))
+        return 10 * len(source_block_ids)
 
     def close(self) -> None:
         pass
@@ -150,22 +155,24 @@ class RecordingWriter:
 
 def test_the_gate_opens_with_the_grant_and_closes_at_the_deadline() -> None:
     now, writer = [10.0], RecordingWriter()
-    gate = WriteGate(writer, lambda: now[0])
-    assert not gate.write(0, [1], [2])
+    gate = WriteGate(writer, lambda: now[0], lambda: True)
+    assert gate.write(0, [1], [2]) is None
     gate.deadline = 11.0
-    assert gate.write(0, [1], [2])
+    assert gate.write(0, [1], [2]) == 10
     now[0] = 11.0
-    assert not gate.write(0, [3], [4])
+    assert gate.write(0, [3], [4]) is None
     gate.deadline = 12.0
-    assert gate.write(0, [5, 1], [6, 2])
+    assert gate.is_open
+    assert gate.write(0, [5, 1], [6, 2]) == 20
     gate.close()
-    assert not gate.write(0, [7], [8])
+    assert not gate.is_open
+    assert gate.write(0, [7], [8]) is None
     assert writer.written == [(0, [1], [2]), (0, [5, 1], [6, 2])]
 
 
 def test_closing_the_gate_waits_for_the_block_being_copied() -> None:
     writer = RecordingWriter()
-    gate = WriteGate(writer, lambda: 0.0)
+    gate = WriteGate(writer, lambda: 0.0, lambda: True)
     gate.deadline = 1.0
     writer.leave.clear()
     copy = threading.Thread(target=gate.write, args=(0, [1], [2]))
@@ -179,6 +186,56 @@ def test_closing_the_gate_waits_for_the_block_being_copied() -> None:
     close.join(5)
     copy.join(5)
     assert writer.written == [(0, [1], [2])]
+
+
+def test_the_gate_closes_when_the_receiver_dies() -> None:
+    writer, receiver = RecordingWriter(), LockedFile("test")
+    watch = OwnerWatch(receiver.name)
+    gate = WriteGate(writer, lambda: 0.0, watch.lives)
+    gate.deadline = 1.0
+    assert gate.write(0, [1], [2]) == 10
+    receiver.close()
+    assert gate.write(0, [3], [4]) is None
+    assert not watch.lives()
+    watch.close()
+    assert writer.written == [(0, [1], [2])]
+
+
+def test_watching_keeps_nothing_alive() -> None:
+    code = (
+        "from kvtransfer.locked_file import LockedFile\n"
+        "import os, sys\n"
+        "file = LockedFile('watched')\n"
+        "print(file.name, flush=True)\n"
+        "sys.stdin.read()\n"
+        "os._exit(0)\n"  # leaves the file behind
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        watch = OwnerWatch(owner.stdout.readline().strip())
+        assert watch.lives()
+        assert watch.lives()
+    assert not watch.lives()
+    assert not OwnerWatch("baton-watched-1-00000000").lives()
+    assert any(name.startswith("baton-watched-") for name in sweep_stale())
+
+
+def test_in_one_pool_only_blocks_that_change_their_ids_move() -> None:
+    shared = allocate_shared("test", 4 * 10)
+    region = Region("g", 10, 4, "cpu", "f", shared.memory, shared.name)
+    blocks = region.blocks()
+    blocks[:] = [[1], [2], [3], [4]]
+    writer = SharedMemoryWriter([region], [region.facts])
+    assert writer.write(0, [0, 1], [0, 1]) == 0
+    assert writer.write(0, [2, 3], [2, 0]) == 10
+    assert blocks[:, 0].tolist() == [1, 2, 3, 1]
+    writer.close()
+    private = Region("g", 10, 4, "cpu", "f", memoryview(bytearray(40)))
+    assert not private.facts.is_same_memory(private.facts)
+    del blocks
+    shared.close()
 
 
 def test_a_fence_falls_by_answer_by_lease_or_by_death() -> None:

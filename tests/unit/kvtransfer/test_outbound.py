@@ -21,12 +21,20 @@ class Wire:
     def __init__(self) -> None:
         self.now = 100.0
         self.sent: list[Header] = []
-        self.writer = SimpleNamespace(write=lambda *batch: self.written.append(batch), batch_blocks=2)
+        self.removed = False
+        self.writer = SimpleNamespace(write=self.write, piece_blocks=lambda num: -(-num // 2), batch_blocks=2)
         self.written: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
         self.sources = [SimpleNamespace(num_blocks=4, block_bytes=8)]
         self.peer = SimpleNamespace(incarnation="r1", endpoint="tcp://host:1")
         self.transport, self.liveness_name = "shared_memory", "baton-alive-1-aa"
         self.loop = self.copier = self
+
+    def write(self, *batch: Any) -> int:
+        self.written.append(batch)
+        return 8 * len(batch[1])
+
+    def receiver_lives(self) -> bool:
+        return True
 
     def clock(self) -> float:
         return self.now
@@ -40,7 +48,7 @@ class Wire:
         self.sent.append(header)
 
     def remove(self, transfer: OutboundTransfer) -> None:
-        pass
+        self.removed = True
 
 
 @pytest.fixture
@@ -131,3 +139,68 @@ def test_silence_from_the_start_is_a_receiver_that_is_gone(wire: Wire, transfer:
     transfer.tick(wire.now)
     with pytest.raises(ReceiverGoneError):
         transfer.done.result(0)
+
+
+@pytest.fixture
+def in_place(wire: Wire) -> OutboundTransfer:
+    stand_in: Any = wire
+    made = OutboundTransfer(stand_in, "t", 1, [[0, 1, 2, 3]], LEASE_S, in_place=True)
+    made.start()
+    return made
+
+
+def kinds(wire: Wire) -> list[Kind]:
+    return [header.kind for header in wire.sent]
+
+
+def test_computing_in_place_waits_for_the_grant(wire: Wire, in_place: OutboundTransfer) -> None:
+    assert not in_place.writable()
+    answer(in_place, Kind.WAIT, 1)
+    assert not in_place.opened.done()
+    answer(in_place, Kind.GRANT, 1)
+    assert in_place.opened.result(0) is None
+    assert in_place.writable()
+    wire.now = 108.0
+    assert not in_place.writable()
+
+
+def test_the_receiver_hears_of_the_end_when_nothing_computes_any_more(
+    wire: Wire, in_place: OutboundTransfer
+) -> None:
+    answer(in_place, Kind.GRANT, 1)
+    in_place.fail("CANCELLED", "")
+    assert not in_place.writable()
+    wire.now = 102.0
+    in_place.tick(wire.now)
+    assert kinds(wire) == [Kind.OPEN, Kind.RENEW]
+    in_place.settle()
+    assert kinds(wire) == [Kind.OPEN, Kind.RENEW, Kind.FAIL]
+    wire.now = 104.0
+    in_place.tick(wire.now)
+    assert kinds(wire)[3:] == [Kind.FAIL]
+
+
+def test_a_stopped_computation_is_done_at_once_and_gone_when_settled(
+    wire: Wire, in_place: OutboundTransfer
+) -> None:
+    answer(in_place, Kind.GRANT, 1)
+    answer(in_place, Kind.STOP, 0)
+    with pytest.raises(TransferError):
+        in_place.done.result(0)
+    stopped: list[str] = []
+    in_place.when_settled(lambda: stopped.append("answered"))
+    assert not stopped
+    assert not wire.removed
+    in_place.settle()
+    assert stopped == ["answered"]
+    assert wire.removed
+    in_place.settle()
+    in_place.when_settled(lambda: stopped.append("at once"))
+    assert stopped == ["answered", "at once"]
+
+
+def test_without_a_grant_opened_says_why(wire: Wire, in_place: OutboundTransfer) -> None:
+    wire.now = 108.0
+    in_place.tick(wire.now)
+    with pytest.raises(ReceiverGoneError):
+        in_place.opened.result(0)
