@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.backends.base import Backend
+from engine.backends.base import Backend, KVPool, PoolMemory
+from engine.backends.cuda.placement import Placement
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import InvalidRequestError
@@ -20,10 +21,12 @@ from engine.kv.layout import CacheGroup, CacheKind, KVLayout
 from engine.models.architecture import Architecture
 from engine.models.build import build_transformer
 from engine.models.load import ModelFiles, open_model
+from engine.models.transformer import Transformer
 from engine.runner.model_runner import ModelRunner
 from engine.sampler.sampler import Sampler
+from engine.step import Runner
 
-Allocate = Callable[[str, int], memoryview]
+Allocate = Callable[[str, int], PoolMemory]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class BuiltEngine:
     """An engine, not yet started, and what its worker must know of it.
 
     Attributes:
+        config: with every default filled in.
         engine: call start().
         layout: of the KV pool.
         num_blocks: blocks of the pool.
@@ -41,6 +45,7 @@ class BuiltEngine:
         load_seconds: time by phase: backend, open, weights, pool.
     """
 
+    config: EngineConfig
     engine: Engine
     layout: KVLayout
     num_blocks: int
@@ -55,37 +60,42 @@ def build_engine(
     config: EngineConfig,
     on_events: Callable[[StepEvents], None],
     allocate: Allocate | None = None,
+    placement: Placement | None = None,
 ) -> BuiltEngine:
     """Load the model and make its pool.
 
     Args:
         on_events: called on the engine thread, once a step.
-        allocate: gives memory of (cache group, num_bytes), such as shared memory; None: private memory.
+        allocate: gives memory of (cache group, num_bytes): a view of host memory, such as shared memory, or
+            on cuda a device address; None: private memory.
+        placement: where the cuda backend puts weights; None: each in memory of its own.
     Raises:
         ModelLoadError: the model cannot be used.
+        KernelError: no device, or one that cannot run this model.
         InvalidRequestError: kv_bytes holds no block, or context_length is beyond the model's.
     """
+    config = config.resolved()
     seconds: dict[str, float] = {}
     with _timed(seconds, "open"):
         files = open_model(config.model)
         context_length = _context_length(config, files.architecture)
         layout = kv_layout(config, files)
     with _timed(seconds, "backend"):
-        backend = _backend(config)
+        backend = _backend(config, placement)
     with _timed(seconds, "weights"):
         model = build_transformer(files.architecture, files.source, backend, context_length)
     with _timed(seconds, "pool"):
         group = layout.groups[0]
-        num_blocks = config.kv_bytes // group.block_bytes
+        free_bytes = _warm_up(config, model, backend, group, context_length)
+        kv_bytes = config.kv_bytes or int(config.kv_fraction * free_bytes)
+        num_blocks = kv_bytes // group.block_bytes
         if num_blocks < 1:
-            raise InvalidRequestError(
-                "kv_bytes", f"{config.kv_bytes} holds no block of {group.block_bytes} bytes"
-            )
+            raise InvalidRequestError("kv_bytes", f"{kv_bytes} holds no block of {group.block_bytes} bytes")
         memory = None if allocate is None else allocate(group.name, num_blocks * group.block_bytes)
         pool = backend.allocate_pool(group, num_blocks, memory)
     engine = Engine(
         config,
-        ModelRunner(model, backend, pool, Sampler(files.architecture.eos_token_ids)),
+        _runner(config, files.architecture, model, backend, pool, context_length),
         layout,
         num_blocks,
         files.architecture.vocab_size,
@@ -94,6 +104,7 @@ def build_engine(
         on_events,
     )
     return BuiltEngine(
+        config=config,
         engine=engine,
         layout=layout,
         num_blocks=num_blocks,
@@ -137,16 +148,55 @@ def _context_length(config: EngineConfig, architecture: Architecture) -> int:
     return config.context_length or architecture.max_positions
 
 
-def _backend(config: EngineConfig) -> Backend:
-    if config.backend != "cpu":
-        raise InvalidRequestError("backend", f"{config.backend!r} is not available here; available: cpu")
-    if config.dtype != "float32":
-        raise InvalidRequestError("dtype", f"the cpu backend computes in float32, got {config.dtype!r}")
+# What a backend alone needs is imported where it is chosen: numba here, cupy there.
+
+
+def _backend(config: EngineConfig, placement: Placement | None) -> Backend:
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.backend == "cuda":
+        if config.dtype not in ("bfloat16", "float16"):
+            raise InvalidRequestError(
+                "dtype", f"the cuda backend computes in bfloat16 or float16, got {config.dtype!r}"
+            )
+        from engine.backends.cuda.backend import CudaBackend
+
+        return CudaBackend(getattr(torch, config.dtype), placement)
+    if config.dtype != "float32":
+        raise InvalidRequestError("dtype", f"the cpu backend computes in float32, got {config.dtype!r}")
     from engine.backends.cpu.backend import CpuBackend
 
     return CpuBackend()
+
+
+def _warm_up(
+    config: EngineConfig, model: Transformer, backend: Backend, group: CacheGroup, context_length: int
+) -> int:
+    """Bytes of device memory that a full step leaves free; 0 on the cpu, which needs no warming."""
+    if config.backend == "cpu":
+        return 0
+    from engine.backends.cuda.backend import CudaBackend
+    from engine.runner.cuda.warmup import warm_up
+
+    assert isinstance(backend, CudaBackend)
+    return warm_up(config, model, backend, group, context_length)
+
+
+def _runner(
+    config: EngineConfig,
+    architecture: Architecture,
+    model: Transformer,
+    backend: Backend,
+    pool: KVPool,
+    context_length: int,
+) -> Runner:
+    if config.backend == "cuda":
+        from engine.backends.cuda.backend import CudaBackend
+        from engine.runner.cuda.runner import CudaRunner
+
+        assert isinstance(backend, CudaBackend)
+        return CudaRunner(config, architecture.eos_token_ids, model, backend, pool, context_length)
+    return ModelRunner(model, backend, pool, Sampler(architecture.eos_token_ids))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from engine.errors import InvalidRequestError
@@ -15,16 +16,20 @@ class EngineConfig:
         model: directory of a model in Hugging Face's layout, or a GGUF file.
         model_name: name under which it is served.
         backend: "cpu" or "cuda".
-        dtype: of weights, activations and KV: "float32", "float16", "bfloat16".
-        block_size: tokens a KV block.
-        kv_bytes: size of the KV pool, bytes; rounded down to whole blocks.
+        dtype: of weights, activations and KV: "float32" (cpu), "float16", "bfloat16" (cuda);
+            "auto": float32 on cpu, bfloat16 on cuda.
+        block_size: tokens a KV block; 0: 16 on cpu, 64 on cuda.
+        kv_bytes: size of the KV pool, bytes; rounded down to whole blocks. 0: 512M on cpu; on cuda
+            kv_fraction of what is free once weights are loaded and a full step has run.
+        kv_fraction: share of the free device memory that the KV pool takes when kv_bytes is 0.
         context_length: most tokens of a request; 0: the model's own limit.
-        max_step_tokens: token budget of a step, shared by all its requests.
-        max_chunk_tokens: most tokens of one request in a step.
+        max_step_tokens: token budget of a step, shared by all its requests; 0: 256 on cpu, 2048 on cuda.
+        max_chunk_tokens: most tokens of one request in a step; 0: max_step_tokens.
         max_running: most requests in a batch.
         max_queue: most requests that wait; more are refused.
         prefix_cache: reuse blocks of equal prefixes.
         threads: CPU threads of this process; 0: the library's choice.
+        graphs: replay decode steps as CUDA graphs, on cuda.
         ahead: launch a step while the one before still runs; for a backend whose launch returns
             before the device is done.
     """
@@ -32,34 +37,56 @@ class EngineConfig:
     model: str
     model_name: str
     backend: str = "cpu"
-    dtype: str = "float32"
-    block_size: int = 16
-    kv_bytes: int = 512 << 20
+    dtype: str = "auto"
+    block_size: int = 0
+    kv_bytes: int = 0
+    kv_fraction: float = 0.9
     context_length: int = 0
-    max_step_tokens: int = 256
-    max_chunk_tokens: int = 256
+    max_step_tokens: int = 0
+    max_chunk_tokens: int = 0
     max_running: int = 256
     max_queue: int = 1024
     prefix_cache: bool = True
     threads: int = 0
+    graphs: bool = True
     ahead: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        for name in ("max_running", "max_queue"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(name, f"must be at least 1, got {getattr(self, name)}")
         for name in (
             "block_size",
             "kv_bytes",
             "max_step_tokens",
             "max_chunk_tokens",
-            "max_running",
-            "max_queue",
+            "context_length",
+            "threads",
         ):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(name, f"must be at least 1, got {getattr(self, name)}")
-        for name in ("context_length", "threads"):
             if getattr(self, name) < 0:
                 raise InvalidRequestError(name, f"must be at least 0, got {getattr(self, name)}")
+        if not 0.0 < self.kv_fraction <= 1.0:
+            raise InvalidRequestError("kv_fraction", f"must be above 0 and at most 1, got {self.kv_fraction}")
         if self.backend not in ("cpu", "cuda"):
             raise InvalidRequestError("backend", f"must be cpu or cuda, got {self.backend!r}")
-        if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise InvalidRequestError("dtype", f"must be float32, float16 or bfloat16, got {self.dtype!r}")
+        if self.dtype not in ("auto", "float32", "float16", "bfloat16"):
+            raise InvalidRequestError(
+                "dtype", f"must be auto, float32, float16 or bfloat16, got {self.dtype!r}"
+            )
+
+    def resolved(self) -> EngineConfig:
+        """The same with every default that depends on the backend filled in.
+
+        kv_bytes stays 0 on cuda: only the device knows.
+        """
+        cuda = self.backend == "cuda"
+        step = self.max_step_tokens or (2048 if cuda else 256)
+        return dataclasses.replace(
+            self,
+            dtype=("bfloat16" if cuda else "float32") if self.dtype == "auto" else self.dtype,
+            block_size=self.block_size or (64 if cuda else 16),
+            kv_bytes=self.kv_bytes or (0 if cuda else 512 << 20),
+            max_step_tokens=step,
+            max_chunk_tokens=self.max_chunk_tokens or step,
+        )

@@ -72,6 +72,10 @@ class QKNorm:
     eps: float
 
 
+PoolMemory = memoryview | int
+"""Memory that someone else owns: on the host, or a device address."""
+
+
 @dataclass(frozen=True, slots=True)
 class KVPool:
     """The KV memory of one cache group.
@@ -123,19 +127,34 @@ class Backend(Protocol):
         """Of weights, activations and KV."""
         ...
 
-    def allocate_pool(self, group: CacheGroup, num_blocks: int, memory: memoryview | None) -> KVPool:
+    @property
+    def device(self) -> torch.device:
+        """Where tensors live."""
+        ...
+
+    def allocate_pool(self, group: CacheGroup, num_blocks: int, memory: PoolMemory | None) -> KVPool:
         """Make the pool of a cache group over `memory` (num_blocks * block_bytes), or over its own.
 
         Blocks are not cleared: nothing reads a slot before it was stored.
         """
         ...
 
-    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-        """Bring a weight [N, K] (and bias [N]), float32 on the host, into the backend's form."""
+    def load_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight from any device, in the backend's dtype, where the backend keeps its weights."""
+        ...
+
+    def pack_linear(
+        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None
+    ) -> PackedLinear:
+        """One product of weights [N_i, K] (and biases [N_i]) that share their input, stacked: N = sum N_i."""
+        ...
+
+    def tie_linear(self, table: torch.Tensor) -> PackedLinear:
+        """The product with an embedding table that load_weight gave."""
         ...
 
     def upload(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """A host tensor on the device, in the backend's dtype or the one given."""
+        """A host tensor on the device, in the backend's dtype or the one given; no weight."""
         ...
 
     def begin(self, metadata: BatchMetadata, pool: KVPool) -> Step:
@@ -144,6 +163,10 @@ class Backend(Protocol):
 
     def linear(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
         """x [T, K] -> new [T, N] = x @ weight.T + bias."""
+        ...
+
+    def logits(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+        """As linear, but float32 [T, V], not rounded to the backend's dtype; the next call may reuse it."""
         ...
 
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -228,6 +251,6 @@ class Backend(Protocol):
         """Copy blocks inside a pool, all layers. Modifies blocks `dst`; src and dst are disjoint."""
         ...
 
-    def take_rows(self, x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """x [T, ...] -> new [R, ...]."""
+    def take_rows(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """x [T, ...], rows int32[R] -> new [R, ...]."""
         ...

@@ -42,14 +42,17 @@ class _Builder:
 
     def transformer(self) -> Transformer:
         tied = self._architecture.tied_embeddings
-        embedding = self._source.tensor(EMBEDDING).to(torch.float32)
-        head = embedding if tied else self._source.tensor(LM_HEAD).to(torch.float32)
+        embedding = self._weight(EMBEDDING)
         return Transformer(
             backend=self._backend,
-            embedding=self._backend.upload(embedding),
+            embedding=embedding,
             layers=tuple(self._layer(layer) for layer in range(self._architecture.num_layers)),
             final_norm=self._norm(FINAL_NORM),
-            lm_head=self._backend.pack_linear(head, None),
+            lm_head=(
+                self._backend.tie_linear(embedding)
+                if tied
+                else self._backend.pack_linear([self._tensor(LM_HEAD)], None)
+            ),
         )
 
     def _layer(self, layer: int) -> DecoderLayer:
@@ -81,23 +84,24 @@ class _Builder:
 
     def _linear(self, names: Sequence[str], has_bias: bool) -> PackedLinear:
         """One product for several that share their input."""
-        weight = self._concatenated([f"{name}.weight" for name in names])
-        bias = self._concatenated([f"{name}.bias" for name in names]) if has_bias else None
-        return self._backend.pack_linear(weight, bias)
+        weights = [self._tensor(f"{name}.weight") for name in names]
+        biases = [self._tensor(f"{name}.bias") for name in names] if has_bias else None
+        return self._backend.pack_linear(weights, biases)
 
-    def _concatenated(self, names: Sequence[str]) -> torch.Tensor:
-        tensors = [self._source.tensor(name) for name in names]
-        return (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).to(torch.float32)
+    def _tensor(self, name: str) -> torch.Tensor:
+        return self._source.tensor(name, self._backend.device)
+
+    def _weight(self, name: str) -> torch.Tensor:
+        return self._backend.load_weight(self._tensor(name))
 
     def _norm(self, name: str) -> RmsNorm:
-        weight = self._backend.upload(self._source.tensor(name))
-        return RmsNorm(self._backend, weight, self._architecture.norm_eps)
+        return RmsNorm(self._backend, self._weight(name), self._architecture.norm_eps)
 
     def _qk_norm(self, prefix: str) -> QKNorm | None:
         if not self._architecture.qk_norm:
             return None
         return QKNorm(
-            query=self._backend.upload(self._source.tensor(prefix + "self_attn.q_norm.weight")),
-            key=self._backend.upload(self._source.tensor(prefix + "self_attn.k_norm.weight")),
+            query=self._weight(prefix + "self_attn.q_norm.weight"),
+            key=self._weight(prefix + "self_attn.k_norm.weight"),
             eps=self._architecture.norm_eps,
         )

@@ -5,7 +5,6 @@ token_ids ─► embedding ─► [ norm ─► attention ─► + ─► norm �
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,15 +56,15 @@ class Transformer:
     lm_head: PackedLinear
 
     def forward(
-        self, token_ids: torch.Tensor, step: Step, pool: KVPool, sample_rows: Sequence[int]
+        self, token_ids: torch.Tensor, step: Step, pool: KVPool, sample_rows: torch.Tensor
     ) -> torch.Tensor:
         """Run one step. Modifies the pool at the step's slots.
 
         Args:
             token_ids: int32[T].
-            sample_rows: tokens (0 .. T-1) whose logits are wanted.
+            sample_rows: int32[R], tokens (0 .. T-1, rising) whose logits are wanted.
         Returns:
-            logits [R, V], in the order of sample_rows.
+            logits float32[R, V], in the order of sample_rows; the next step may reuse the memory.
         """
         backend = self.backend
         residual = backend.embedding(token_ids, self.embedding)
@@ -76,15 +75,13 @@ class Transformer:
             if layer is self.layers[-1]:
                 # KV is stored: from here on only the rows whose logits are wanted matter.
                 if len(sample_rows) == 0:
-                    return torch.empty(
-                        (0, self.lm_head.out_features), dtype=residual.dtype, device=residual.device
-                    )
+                    return torch.empty((0, self.lm_head.out_features), device=residual.device)
                 if len(sample_rows) < step.num_tokens:
                     context = backend.take_rows(context, sample_rows)
                     residual = backend.take_rows(residual, sample_rows)
             attended = layer.attention.project(context)
             update = layer.feed_forward.forward(layer.post_attention_norm.forward(attended, residual))
-        return backend.linear(_norm(self.final_norm, residual, update), self.lm_head)
+        return backend.logits(_norm(self.final_norm, residual, update), self.lm_head)
 
 
 def _norm(norm: RmsNorm, residual: torch.Tensor, update: torch.Tensor | None) -> torch.Tensor:

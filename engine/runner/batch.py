@@ -19,10 +19,10 @@ def token_ids(rows: Sequence[ScheduledRow]) -> IntArray:
     return np.fromiter(tokens, np.int32)
 
 
-def sample_rows(rows: Sequence[ScheduledRow]) -> list[int]:
-    """Index, among the step's tokens, of the last token of each row that is sampled."""
-    lasts = np.cumsum([row.num_tokens for row in rows]) - 1
-    return [int(last) for row, last in zip(rows, lasts, strict=True) if row.sample]
+def sample_rows(rows: Sequence[ScheduledRow]) -> IntArray:
+    """int32[R]: index, among the step's tokens, of the last token of each row that is sampled."""
+    lasts = np.cumsum([row.num_tokens for row in rows], dtype=np.int32) - np.int32(1)
+    return lasts[np.fromiter((row.sample for row in rows), np.bool_, len(rows))]
 
 
 def batch_metadata(rows: Sequence[ScheduledRow], group: int, block_size: int) -> BatchMetadata:

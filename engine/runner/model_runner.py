@@ -58,7 +58,8 @@ class ModelRunner:
             return DoneStep(StepResult({}))
         step = self._backend.begin(batch_metadata(rows, 0, self._pool.group.block_size), self._pool)
         tokens = self._backend.upload(torch.from_numpy(token_ids(rows)), torch.int32)
-        logits = self._model.forward(tokens, step, self._pool, sample_rows(rows))
+        wanted = self._backend.upload(torch.from_numpy(sample_rows(rows)), torch.int32)
+        logits = self._model.forward(tokens, step, self._pool, wanted)
         requests = [row.request for row in rows if row.sample]
         sampled = self._sampler.sample(logits, requests) if requests else []
         return DoneStep(

@@ -9,7 +9,7 @@ import torch
 
 from engine.weights.digest import sampled_digest
 from engine.weights.gguf_file import GgufFile
-from engine.weights.source import Shape
+from engine.weights.source import HOST, Shape
 
 _TOP: Mapping[str, str] = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -48,7 +48,7 @@ class GgufSource:
         """Shape of a tensor, or None."""
         return self._file.shape(_gguf_name(name))
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str, device: torch.device = HOST) -> torch.Tensor:
         """Dequantised to float32, heads in half-split order."""
         tensor = self._file.tensor(_gguf_name(name))
         if self._rotary_heads is not None:

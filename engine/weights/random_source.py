@@ -1,4 +1,7 @@
-"""Random weights from a seed: the speed of a model without its files."""
+"""Random weights from a seed: the speed of a model without its files.
+
+The numbers of a tensor depend on seed, name and the kind of device that draws them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import hashlib
 
 import torch
 
-from engine.weights.source import Shape
+from engine.weights.source import HOST, Shape
 
 
 class RandomSource:
@@ -23,12 +26,12 @@ class RandomSource:
         """Shape of a tensor, or None."""
         return self._shapes.get(name)
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str, device: torch.device = HOST) -> torch.Tensor:
         """Norms are 1, the rest uniform of variance 1 / columns, so that activations keep their size."""
         shape = self._shapes[name]
         if name.endswith("norm.weight"):
-            return torch.ones(shape)
+            return torch.ones(shape, device=device)
         digest = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         limit = (3.0 / shape[-1]) ** 0.5
-        return torch.empty(shape).uniform_(-limit, limit, generator=generator)
+        return torch.empty(shape, device=device).uniform_(-limit, limit, generator=generator)

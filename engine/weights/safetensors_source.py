@@ -13,7 +13,7 @@ import torch
 
 from engine.errors import ModelLoadError
 from engine.weights.digest import sampled_digest
-from engine.weights.source import Shape
+from engine.weights.source import HOST, Shape
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -97,7 +97,7 @@ class SafetensorsSource:
         shard = self._by_name.get(name)
         return None if shard is None else shard.entries[name].shape
 
-    def tensor(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str, device: torch.device = HOST) -> torch.Tensor:
         """A view of the mapped file."""
         shard = self._by_name[name]
         if shard.entries[name].dtype not in _DTYPES:

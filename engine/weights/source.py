@@ -11,6 +11,8 @@ from engine.errors import ModelLoadError
 
 Shape = tuple[int, ...]
 
+HOST = torch.device("cpu")
+
 
 class TensorSource(Protocol):
     """The weights of one model."""
@@ -29,8 +31,11 @@ class TensorSource(Protocol):
         """Shape of a tensor, or None if there is none of that name."""
         ...
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """A tensor on the host; it may map the file, so the caller must not change it.
+    def tensor(self, name: str, device: torch.device = HOST) -> torch.Tensor:
+        """A tensor; it may map the file, so the caller must not change it.
+
+        Args:
+            device: where it is wanted; a source that reads files gives it on the host all the same.
 
         Raises:
             ModelLoadError: the bytes cannot be read.

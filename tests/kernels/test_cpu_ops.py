@@ -28,7 +28,7 @@ def close(ours: torch.Tensor, wanted: torch.Tensor, tolerance: float = 2e-5) -> 
 def test_linear(rows: int, has_bias: bool) -> None:
     x, weight = torch.randn(rows, 72, generator=seeded(rows)), torch.randn(40, 72, generator=seeded(1))
     bias = torch.randn(40, generator=seeded(2)) if has_bias else None
-    packed = BACKEND.pack_linear(weight, bias)
+    packed = BACKEND.pack_linear([weight], None if bias is None else [bias])
     wanted = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     close(BACKEND.linear(x, packed), wanted)
     assert (packed.in_features, packed.out_features) == (72, 40)
@@ -36,7 +36,7 @@ def test_linear(rows: int, has_bias: bool) -> None:
 
 def test_pack_linear_keeps_nothing_of_its_input() -> None:
     x, weight, bias = torch.randn(3, 8), torch.randn(5, 8), torch.randn(5)
-    packed = BACKEND.pack_linear(weight, bias)
+    packed = BACKEND.pack_linear([weight], [bias])
     before = BACKEND.linear(x, packed)
     weight.fill_(float("nan"))
     bias.fill_(float("nan"))
@@ -47,7 +47,7 @@ def test_embedding_and_take_rows() -> None:
     table = torch.randn(11, 6)
     ids = torch.tensor([10, 0, 3, 3], dtype=torch.int32)
     assert torch.equal(BACKEND.embedding(ids, table), table[[10, 0, 3, 3]])
-    assert torch.equal(BACKEND.take_rows(table, [7, 2]), table[[7, 2]])
+    assert torch.equal(BACKEND.take_rows(table, torch.tensor([7, 2], dtype=torch.int32)), table[[7, 2]])
 
 
 @pytest.mark.parametrize("rows", [1, 5, 70])

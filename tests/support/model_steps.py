@@ -60,7 +60,7 @@ class ModelSteps:
         rows = [ScheduledRow(request, request.num_computed_tokens, n, True) for request, n in parts]
         step = self.backend.begin(batch_metadata(rows, 0, self.block_size), self.pool)
         tokens = torch.from_numpy(token_ids(rows))
-        logits = self.model.forward(tokens, step, self.pool, sample_rows(rows))
+        logits = self.model.forward(tokens, step, self.pool, torch.from_numpy(sample_rows(rows)))
         for request, n in parts:
             request.num_computed_tokens += n
         return list(logits)

@@ -9,7 +9,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from engine.backends.base import Activation, AttentionShape, KVPool, PackedLinear, QKNorm, RopeTable, Step
+from engine.backends.base import (
+    Activation,
+    AttentionShape,
+    KVPool,
+    PackedLinear,
+    PoolMemory,
+    QKNorm,
+    RopeTable,
+    Step,
+)
 from engine.backends.batch import BatchMetadata
 from engine.backends.cpu import rms_norm as rms_norm_kernels
 from engine.backends.cpu.arrays import FloatArray
@@ -28,6 +37,7 @@ from engine.kv.layout import CacheGroup
 
 _NO_NORM: FloatArray = np.empty(0, np.float32)
 _QUERY_TILE = 256
+_HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +45,11 @@ class CpuBackend:
     """Float32 operations on the host. See the protocol for shapes and effects."""
 
     dtype: torch.dtype = torch.float32
+    device: torch.device = _HOST
 
-    def allocate_pool(self, group: CacheGroup, num_blocks: int, memory: memoryview | None) -> KVPool:
+    def allocate_pool(self, group: CacheGroup, num_blocks: int, memory: PoolMemory | None) -> KVPool:
         """A pool over `memory`, or over memory of its own."""
+        assert not isinstance(memory, int), "a device address given to the cpu backend"
         num_floats = num_blocks * group.block_bytes // 4
         if memory is None:
             floats = np.empty(num_floats, np.float32)
@@ -46,12 +58,22 @@ class CpuBackend:
         view = floats.data.cast("B")
         return KVPool(group, torch.from_numpy(floats).view(num_blocks, *group.shape), view)
 
-    def pack_linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> CpuLinear:
+    def load_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """A copy in float32: mapped files may go away."""
+        return weight.to(self.dtype, copy=True).contiguous()
+
+    def pack_linear(
+        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None
+    ) -> CpuLinear:
         """Pack for oneDNN."""
-        return CpuLinear.pack(weight, bias)
+        return CpuLinear.pack(_stacked(weights), None if biases is None else _stacked(biases))
+
+    def tie_linear(self, table: torch.Tensor) -> CpuLinear:
+        """A packed copy: the table itself is read by rows."""
+        return CpuLinear.pack(table, None)
 
     def upload(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """A copy in float32: mapped files may go away."""
+        """A copy: the caller may write over its own."""
         return tensor.to(dtype or self.dtype, copy=True).contiguous()
 
     def begin(self, metadata: BatchMetadata, pool: KVPool) -> CpuStep:
@@ -63,13 +85,17 @@ class CpuBackend:
         assert isinstance(weight, CpuLinear)
         return weight.forward(x)
 
+    def logits(self, x: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+        """x [T, K] -> new [T, V]."""
+        return self.linear(x, weight)
+
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """token_ids int32[T] -> new [T, E]."""
         return table.index_select(0, token_ids)
 
-    def take_rows(self, x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """x [T, ...] -> new [R, ...]."""
-        return x.index_select(0, torch.tensor(rows, dtype=torch.int32))
+    def take_rows(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """x [T, ...], rows int32[R] -> new [R, ...]."""
+        return x.index_select(0, rows)
 
     def rms_norm(
         self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
@@ -190,6 +216,10 @@ class CpuBackend:
     def block_copy(self, pool: KVPool, src: Sequence[int], dst: Sequence[int]) -> None:
         """Whole blocks, all layers."""
         pool.blocks[list(dst)] = pool.blocks[list(src)]
+
+
+def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return (parts[0] if len(parts) == 1 else torch.cat(tuple(parts))).to(torch.float32)
 
 
 def _attend_tile(

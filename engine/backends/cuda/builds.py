@@ -9,6 +9,7 @@ from engine.backends.cuda import (
     norms,
     rope_kv_store,
     sampling,
+    step_inputs,
 )
 from engine.backends.cuda.source import Build
 from engine.backends.cuda.target import DeviceFacts
@@ -25,5 +26,6 @@ def all_builds(device: DeviceFacts) -> list[Build]:
         embedding,
         block_copy,
         sampling,
+        step_inputs,
     )
     return [build for maker in makers for build in maker.builds(device)]

@@ -14,6 +14,7 @@ from engine.backends.cuda.errors import (
     CompileError,
     CompilerMissingError,
     CupyMissingError,
+    DeviceMemoryError,
     DeviceMissingError,
     DriverMissingError,
 )
@@ -142,3 +143,13 @@ def launch(
                 f"kernel argument of type {type(arg).__name__}: wrap numbers in np.int32, np.float32"
             )
     kernel(grid, block, tuple(converted), shared_mem=shared_bytes, stream=_TorchStream())
+
+
+def allocate(num_bytes: int) -> int:
+    """Device memory for the rest of the process, straight from the driver; returns its address."""
+    runtime = _cupy().cuda.runtime
+    torch.cuda.current_stream()
+    try:
+        return int(runtime.malloc(num_bytes))
+    except runtime.CUDARuntimeError as error:
+        raise DeviceMemoryError(num_bytes, str(error)) from error

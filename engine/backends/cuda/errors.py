@@ -1,6 +1,6 @@
 """What can go wrong between Python and a CUDA device.
 
-KernelError
+KernelError (an EngineError)
 ├── CupyMissingError        cupy is not installed
 ├── DriverMissingError      no NVIDIA driver, or one too old for this CUDA
 ├── DeviceMissingError      a driver, but no device
@@ -8,12 +8,16 @@ KernelError
 ├── UnknownKernelError      no such .cu file
 ├── CompilerMissingError    no cubin made ahead, and no NVRTC to make one
 ├── CompileError            NVRTC refused the source; carries its log
+├── DeviceMemoryError       the driver gives no memory
+├── ArenaFullError          the memory set aside for weights is too small
 └── UnsupportedShapeError   an operation was asked for what its kernel cannot do
 """
 
+from engine.errors import EngineError
 
-class KernelError(Exception):
-    """Base of this package's errors."""
+
+class KernelError(EngineError):
+    """Base of this package's errors; a worker that meets one at its start says so and leaves."""
 
 
 class CupyMissingError(KernelError):
@@ -67,6 +71,20 @@ class CompileError(KernelError):
     def __init__(self, name: str, arch: str, log: str) -> None:
         super().__init__(f"{name}.cu does not compile for {arch}:\n{log.strip()}")
         self.log = log
+
+
+class DeviceMemoryError(KernelError):
+    """The driver gives no memory."""
+
+    def __init__(self, num_bytes: int, detail: str) -> None:
+        super().__init__(f"no {num_bytes} bytes of device memory ({detail}); see kv_bytes and kv_fraction")
+
+
+class ArenaFullError(KernelError):
+    """The memory set aside for weights is too small."""
+
+    def __init__(self, wanted: int, size: int) -> None:
+        super().__init__(f"the arena of weights has {size} bytes, {wanted} are needed")
 
 
 class UnsupportedShapeError(KernelError):

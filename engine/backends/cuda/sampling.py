@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from engine.backends.cuda.target import DeviceFacts
 MAX_LOGPROBS = 20
 IN_PROMPT = -(1 << 15)  # bit 15 of a history entry, as an int16
 _BLOCK = (512, 1, 1)
-_ROW = np.dtype(
+ROW = np.dtype(
     [("seed", np.uint64), ("position", np.uint32), ("top_k", np.int32)]
     + [
         (name, np.float32)
@@ -62,8 +63,26 @@ class SamplingRow:
         return penalties or bool(self.logit_bias) or bool(self.masked)
 
 
+class RowTable(Protocol):
+    """A step's rows on the device.
+
+    Attributes:
+        num_rows: R.
+        any_adjusted: whether a row is.
+        table: R of ROW, as bytes.
+        bias_tokens, bias_values, masked: lists that the rows point into.
+    """
+
+    num_rows: int
+    any_adjusted: bool
+    table: torch.Tensor
+    bias_tokens: torch.Tensor
+    bias_values: torch.Tensor
+    masked: torch.Tensor
+
+
 class SamplingRows:
-    """A step's rows on the device."""
+    """A RowTable made from rows."""
 
     def __init__(self, rows: Sequence[SamplingRow], device: torch.device) -> None:
         """Upload the rows.
@@ -71,7 +90,7 @@ class SamplingRows:
         Raises:
             UnsupportedShapeError: penalties without a history row.
         """
-        table = np.zeros(len(rows), dtype=_ROW)
+        table = np.zeros(len(rows), dtype=ROW)
         bias_tokens: list[int] = []
         bias_values: list[float] = []
         masked: list[int] = []
@@ -103,7 +122,7 @@ def new_history(slots: int, vocabulary: int, device: torch.device) -> torch.Tens
 
 def sample(
     logits: torch.Tensor,
-    rows: SamplingRows,
+    rows: RowTable,
     history: torch.Tensor | None = None,
     work: torch.Tensor | None = None,
 ) -> torch.Tensor:

@@ -1,0 +1,60 @@
+// step_inputs: the inputs of one step, made on the device from what the host says of each row and from the state
+// that lives here between steps: every request's block table and the token that it drew last.
+//
+// step_inputs   one block a row r = {slot, start, tokens, first, pending}: writes for its tokens i
+//                 position[first + i] = start + i,  slot_mapping = block * block_size + offset,
+//                 token_id = pending ? last_tokens[slot] : host_tokens[first + i],
+//               and for the row  context_lens[r] = start + tokens, cu_seqlens_q[r] = first, and its block table.
+//               slot < 0: an empty place of one token, which stores nothing (slot -1) and attends to nothing (context 0).
+// step_edits    tables[where[i]] = block[i].
+// step_outputs  last_tokens[slots[i]] = tokens[i].
+//
+// Layout   rows Row[B]; host_tokens int32[T]; tables int32[slots, max_blocks]; block_tables int32[B, max_blocks].
+// Grid     B blocks of 256 threads; edits and outputs 256 entries a block. Shared: none.
+// Bound by latency: a few microseconds, once a step.
+// Limits   block_size = 1 << block_shift.
+#include "common.cuh"
+
+struct Row {  // 32 bytes
+  i32 slot, start, tokens, first, pending, unused[3];
+};
+
+extern "C" __global__ void __launch_bounds__(256)
+    step_inputs(const Row* __restrict__ rows, const i32* __restrict__ host_tokens, const i32* __restrict__ tables,
+                const i32* __restrict__ last_tokens, i32* __restrict__ token_ids, i32* __restrict__ positions,
+                i32* __restrict__ slot_mapping, i32* __restrict__ context_lens, i32* __restrict__ cu_seqlens_q,
+                i32* __restrict__ block_tables, i32 max_blocks, i32 block_shift) {
+  const Row row = rows[blockIdx.x];
+  const bool empty = row.slot < 0;
+  const i32 end = row.start + row.tokens;
+  if (threadIdx.x == 0) {
+    context_lens[blockIdx.x] = empty ? 0 : end;
+    cu_seqlens_q[blockIdx.x] = row.first;
+    if (blockIdx.x == gridDim.x - 1) cu_seqlens_q[gridDim.x] = row.first + row.tokens;
+  }
+  if (empty) {
+    if (threadIdx.x == 0) token_ids[row.first] = 0, positions[row.first] = 0, slot_mapping[row.first] = -1;
+    return;
+  }
+  const i32* table = tables + i64(row.slot) * max_blocks;
+  i32* batch_table = block_tables + i64(blockIdx.x) * max_blocks;
+  for (int i = threadIdx.x; i <= (end - 1) >> block_shift; i += 256) batch_table[i] = table[i];
+  for (int i = threadIdx.x; i < row.tokens; i += 256) {
+    const i32 position = row.start + i, at = row.first + i;
+    positions[at] = position;
+    slot_mapping[at] = (table[position >> block_shift] << block_shift) + (position & ((1 << block_shift) - 1));
+    token_ids[at] = row.pending ? last_tokens[row.slot] : host_tokens[at];
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    step_edits(const i32* __restrict__ where, const i32* __restrict__ block, i32* __restrict__ tables, i32 count) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i < count) tables[where[i]] = block[i];
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    step_outputs(const i32* __restrict__ slots, const i32* __restrict__ tokens, i32* __restrict__ last_tokens, i32 count) {
+  const int i = blockIdx.x * 256 + threadIdx.x;
+  if (i < count) last_tokens[slots[i]] = tokens[i];
+}

@@ -1,0 +1,1 @@
+"""Runs steps on a CUDA device: state that stays there, graphs, sampling."""

@@ -1,0 +1,90 @@
+"""A step's rows as the host sends them to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.backends.batch import IntArray
+from engine.backends.cuda.step_inputs import ROW
+from engine.step import ScheduledRow
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step.
+
+    Attributes:
+        rows: ROW[B], those of one token first; then empty places, in a padded step.
+        tokens: int32[T], as far as the host knows them.
+        num_rows: without empty places.
+        num_decodes: leading rows of one token, empty places included.
+        context_tokens: sum of the context lengths of the decode rows.
+        sampled: rows that are sampled, R of them.
+        sample_tokens: int32[R], index of each one's last token.
+        sample_slots: int32[R].
+        sample_positions: int32[R], of the token to be drawn.
+    """
+
+    rows: npt.NDArray[np.void]
+    tokens: IntArray
+    num_rows: int
+    num_decodes: int
+    context_tokens: int
+    sampled: tuple[ScheduledRow, ...]
+    sample_tokens: IntArray
+    sample_slots: IntArray
+    sample_positions: IntArray
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every row has one token."""
+        return self.num_decodes == len(self.rows)
+
+
+def build_batch(rows: Sequence[ScheduledRow], slots: Sequence[int], padded_rows: int) -> Batch:
+    """Lay out a step.
+
+    Args:
+        rows: those of one token first.
+        slots: of the rows.
+        padded_rows: at least len(rows); more only if every row has one token.
+    """
+    count = len(rows)
+    tokens: list[int] = []
+    for row in rows:
+        if row.pending:
+            tokens.append(0)
+        elif row.num_tokens == 1:
+            tokens.append(row.request.token_ids[row.start])
+        else:
+            tokens += row.request.token_ids[row.start : row.start + row.num_tokens]
+    tokens += [0] * (padded_rows - count)
+    table = np.zeros(padded_rows, ROW)
+    table["slot"][:count] = slots
+    table["slot"][count:] = -1
+    table["start"][:count] = [row.start for row in rows]
+    lengths = table["tokens"]
+    lengths[:count] = [row.num_tokens for row in rows]
+    lengths[count:] = 1
+    table["pending"][:count] = [row.pending for row in rows]
+    ends = np.cumsum(lengths, dtype=np.int32)
+    table["first"] = ends - lengths
+    longer = np.flatnonzero(lengths != 1)
+    num_decodes = int(longer[0]) if len(longer) else padded_rows
+    contexts = table["start"] + lengths
+    wanted = np.fromiter((row.sample for row in rows), np.bool_, count)
+    return Batch(
+        rows=table,
+        tokens=np.array(tokens, np.int32),
+        num_rows=count,
+        num_decodes=num_decodes,
+        context_tokens=int(contexts[:num_decodes].sum()),
+        sampled=tuple(rows) if wanted.all() else tuple(row for row in rows if row.sample),
+        sample_tokens=(ends[:count] - 1)[wanted],
+        sample_slots=table["slot"][:count][wanted],
+        sample_positions=contexts[:count][wanted],
+    )

@@ -1,0 +1,56 @@
+"""A step under way."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.errors import EngineError
+from engine.runner.cuda.sampler import Drawn
+from engine.step import Logprobs, SampledToken, ScheduledRow, StepResult
+
+
+class CudaPendingStep:
+    """Results on their way to pinned memory, and the event that says that they are there."""
+
+    def __init__(self, sampled: tuple[ScheduledRow, ...], drawn: Drawn | None) -> None:
+        """Start the copies on the current stream."""
+        self._request_ids = [row.request.request_id for row in sampled]
+        self._wishes = [row.request.sampling.logprobs for row in sampled]
+        self._tokens = self._values = self._ids = None
+        if drawn is not None:
+            self._tokens = _to_host(drawn.tokens)
+            if drawn.values is not None and drawn.ids is not None:
+                self._values, self._ids = _to_host(drawn.values), _to_host(drawn.ids)
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done.record()
+
+    def wait(self) -> StepResult:
+        """Wait for the device.
+
+        Raises:
+            EngineError: a row's logits hold NaN or infinity.
+        """
+        self._done.synchronize()
+        if self._tokens is None:
+            return StepResult({})
+        sampled = {}
+        for index, (request_id, token_id) in enumerate(
+            zip(self._request_ids, self._tokens.tolist(), strict=True)
+        ):
+            if token_id < 0:
+                raise EngineError(f"the model gave logits that are not finite, for {request_id!r}")
+            sampled[request_id] = SampledToken(token_id, self._logprobs(index))
+        return StepResult(sampled)
+
+    def _logprobs(self, index: int) -> Logprobs | None:
+        wish = self._wishes[index]
+        if wish is None or self._values is None or self._ids is None:
+            return None
+        values: list[float] = self._values[index, : wish + 1].tolist()
+        ids: list[int] = self._ids[index, 1 : wish + 1].tolist()
+        return Logprobs(values[0], tuple(ids), tuple(values[1:]))
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)

@@ -1,0 +1,171 @@
+"""Runs steps on a CUDA device without waiting for it.
+
+launch   slots and edits of block tables ─► one copy to the device ─► step_inputs ─► model ─► draws
+         ─► copies to the host, event               (graph: from step_inputs to the logits)
+wait     the event, then tokens by request
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from engine.backends.base import KVPool
+from engine.backends.cuda.backend import CudaBackend
+from engine.backends.cuda.step import CudaStep
+from engine.backends.cuda.step_inputs import ROW, DeviceState, StepBuffers
+from engine.config import EngineConfig
+from engine.models.transformer import Transformer
+from engine.runner.cuda.batch import Batch, build_batch
+from engine.runner.cuda.graphs import DecodeGraphs, ladder
+from engine.runner.cuda.pending import CudaPendingStep
+from engine.runner.cuda.sampler import DeviceSampler, Drawn
+from engine.runner.cuda.slots import Slots
+from engine.runner.cuda.staging import Staging
+from engine.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
+from engine.step import BlockCopy, ScheduledRow, SchedulerOutput
+
+_PADDING_BYTES = 1024
+_SAMPLE_BYTES = 128  # of a sampled row in the staging buffer, its parameters included
+_LIST_BYTES = (2 * MAX_LOGIT_BIAS + 2 * MAX_STOP_TOKEN_IDS) * 4  # of a sampled row: logit bias, masked tokens
+
+
+class CudaRunner:
+    """One model over its pool; lives on the engine thread."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        eos_token_ids: frozenset[int],
+        model: Transformer,
+        backend: CudaBackend,
+        pool: KVPool,
+        context_length: int,
+    ) -> None:
+        """`pool` belongs to cache group 0, the only one that this family has."""
+        device, vocab_size = backend.device, model.lm_head.out_features
+        max_rows = config.max_running
+        max_tokens = max(config.max_step_tokens, max_rows)
+        max_blocks = -(-(context_length + 1) // pool.group.block_size)
+        self._model, self._backend, self._pool = model, backend, pool
+        self._slots = Slots(max_rows, max_blocks)
+        self._sampler = DeviceSampler(max_rows, vocab_size, eos_token_ids, device)
+        self._state = DeviceState(max_rows, max_blocks, pool.group.block_size, device)
+        self._buffers = StepBuffers.create(max_tokens, max_rows, max_blocks, device)
+        edits = max_rows * max_blocks * 8
+        rows = max_rows * (ROW.itemsize + _SAMPLE_BYTES + _LIST_BYTES)
+        self._staging = Staging(rows + max_tokens * 4 + edits + _PADDING_BYTES, device)
+        self._every_row = torch.arange(max_rows, dtype=torch.int32, device=device)
+        backend.reserve_logits(max_rows, vocab_size)
+        self._attention = backend.attention(pool)
+        self._graphs = DecodeGraphs(self._decode, ladder(max_rows)) if config.graphs else None
+        self._generation = self._attention.generation
+        torch.cuda.synchronize()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @torch.inference_mode()
+    def launch(self, output: SchedulerOutput) -> CudaPendingStep:
+        """Start one step. Modifies the KV of the copied blocks and of the scheduled slots, nothing else."""
+        with torch.cuda.stream(self._stream):
+            self._slots.forget(output.finished_request_ids)
+            self._copy(output.copies)
+            if not output.rows:
+                return CudaPendingStep((), None)
+            batch, drawn = self._launch(output.rows)
+            return CudaPendingStep(batch.sampled, drawn)
+
+    def _launch(self, rows: Sequence[ScheduledRow]) -> tuple[Batch, Drawn | None]:
+        slots, new = self._slots.find(rows)
+        for index in new:
+            self._sampler.assign(slots[index], rows[index].request)
+        padded = len(rows)
+        if self._graphs is not None and rows[-1].num_tokens == 1:
+            padded = self._graphs.size_for(padded)
+        batch = build_batch(rows, slots, padded)
+        host_rows = self._sampler.rows(batch)
+        where, blocks = self._slots.take_edits()
+        parts = self._staging.send(
+            (
+                batch.rows,
+                batch.tokens,
+                batch.sample_tokens,
+                batch.sample_slots,
+                *host_rows.parts,
+                np.array(where, np.int32),
+                np.array(blocks, np.int32),
+            )
+        )
+        self._state.edit(parts[-2].view(torch.int32), parts[-1].view(torch.int32))
+        logits = self._forward(batch, parts)
+        if not batch.sampled:
+            return batch, None
+        drawn = self._sampler.draw(logits, host_rows, parts[4:-2])
+        self._state.outputs(parts[3].view(torch.int32), drawn.tokens)
+        return batch, drawn
+
+    def _forward(self, batch: Batch, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Logits float32[R, V] of the sampled rows."""
+        self._attention.reserve(batch.num_decodes, batch.context_tokens)
+        if self._graphs is not None and self._generation != self._attention.generation:
+            self._graphs.drop()
+            self._generation = self._attention.generation
+        wanted = parts[2].view(torch.int32)
+        if self._graphs is None or not batch.is_decode:
+            return self._step(batch, parts[0], parts[1], wanted)
+        logits = self._graphs.run(len(batch.rows))
+        count = len(batch.sampled)
+        return logits[:count] if count == batch.num_rows else logits.index_select(0, wanted)
+
+    def _decode(self, size: int) -> torch.Tensor:
+        """A decode step of `size` rows, as `_launch` has sent it: logits float32[size, V]."""
+        rows, tokens = self._staging.front(size * ROW.itemsize, size * 4)
+        return self._run(size, size, size, rows, tokens, self._every_row[:size])
+
+    def _step(
+        self, batch: Batch, rows: torch.Tensor, tokens: torch.Tensor, wanted: torch.Tensor
+    ) -> torch.Tensor:
+        return self._run(len(batch.rows), batch.num_decodes, len(batch.tokens), rows, tokens, wanted)
+
+    def _run(
+        self,
+        num_rows: int,
+        num_decodes: int,
+        num_tokens: int,
+        rows: torch.Tensor,
+        tokens: torch.Tensor,
+        wanted: torch.Tensor,
+    ) -> torch.Tensor:
+        buffers = self._buffers
+        self._state.inputs(rows, num_rows, tokens, buffers)
+        step = CudaStep(
+            num_decodes=num_decodes,
+            num_tokens=num_tokens,
+            positions=buffers.positions[:num_tokens],
+            slot_mapping=buffers.slot_mapping[:num_tokens],
+            cu_seqlens_q=buffers.cu_seqlens_q[: num_rows + 1],
+            context_lens=buffers.context_lens[:num_rows],
+            block_tables=buffers.block_tables[:num_rows],
+        )
+        return self._model.forward(buffers.token_ids[:num_tokens], step, self._pool, wanted)
+
+    def _copy(self, copies: Sequence[BlockCopy]) -> None:
+        for run in independent_runs(copies):
+            self._backend.block_copy(self._pool, [copy.src for copy in run], [copy.dst for copy in run])
+
+
+def independent_runs(copies: Sequence[BlockCopy]) -> list[list[BlockCopy]]:
+    """Cut a sequence where a copy touches what an earlier one of its run writes, or writes what one reads."""
+    runs: list[list[BlockCopy]] = []
+    read: set[int] = set()
+    written: set[int] = set()
+    for copy in copies:
+        if not runs or copy.src in written or copy.dst in read or copy.dst in written:
+            runs.append([])
+            read.clear()
+            written.clear()
+        runs[-1].append(copy)
+        read.add(copy.src)
+        written.add(copy.dst)
+    return runs
