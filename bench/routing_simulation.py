@@ -19,7 +19,7 @@ from engine.kv.block_events import BlockJournal
 from engine.kv.block_pool import BlockPool
 from services.gateway.registry import Registry, Worker
 from services.gateway.routing import DecodeFacts, PrefillFacts
-from services.gateway.selection import Hold, Selector
+from services.gateway.selection import Hold, Reserved, Selector
 from services.worker.block_events import BlockReporter
 
 BLOCK_SIZE = 512
@@ -214,7 +214,7 @@ class Simulation:
             worker.queue.popleft()
             request.decode_found, request.decode_blocks = admitted
             worker.hits += min(request.decode_found * BLOCK_SIZE, prompt.num_tokens)
-            picked = self._selector.pick_prefill(prompt, (), ())
+            picked = self._selector.pick_prefill(prompt, Reserved(), (), ())
             assert picked is not None
             request.prefill_hold = picked[1]
             prefill = self._workers[picked[0].info.worker_id]

@@ -24,6 +24,8 @@ class GatewayConfig:
         beat_interval_ms: how often workers report; three missed beats and a worker is lost.
         worker_wait_s: how long a request whose worker was lost waits for another one, seconds.
         max_retries: times in a row that a request is tried again without getting a token.
+        local_prefill_tokens: a prompt with at most so many uncached tokens is computed by its decode worker
+            itself; 0: none. Co-located workers compute their own prompts of any length.
         expected_output_tokens: output tokens that routing expects of a request that asks for more.
         drain_timeout_s: most seconds that running requests get to end after SIGTERM.
         log_level: "debug", "info", "warning" or "error".
@@ -42,6 +44,7 @@ class GatewayConfig:
     beat_interval_ms: int = 1000
     worker_wait_s: float = 10.0
     max_retries: int = 3
+    local_prefill_tokens: int = 0
     expected_output_tokens: int = 256
     drain_timeout_s: float = 30.0
     log_level: str = "info"
@@ -51,7 +54,14 @@ class GatewayConfig:
         for name in ("grpc_port", "http_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name}: must be from 0 to 65535, got {getattr(self, name)}")
-        for name in ("max_in_flight", "max_queue", "max_retries", "worker_wait_s", "drain_timeout_s"):
+        for name in (
+            "max_in_flight",
+            "max_queue",
+            "max_retries",
+            "worker_wait_s",
+            "drain_timeout_s",
+            "local_prefill_tokens",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
         for name in ("max_body_bytes", "beat_interval_ms", "expected_output_tokens"):

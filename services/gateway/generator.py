@@ -35,7 +35,7 @@ class Generator:
         self.admission = Admission(config.max_in_flight, config.max_queue)
         self.metrics = GatewayMetrics(self.registry, self.admission)
         self.timelines = Timelines()
-        self.cluster = Cluster(self.registry, config.expected_output_tokens)
+        self.cluster = Cluster(self.registry, config.expected_output_tokens, config.local_prefill_tokens)
         self._sweeps = asyncio.create_task(self.registry.run_sweeps())
 
     def start(self, requests: Sequence[Request]) -> list[Session]:

@@ -71,7 +71,13 @@ class _Gauges(Collector):
         yield GaugeMetricFamily(
             "baton_num_requests_running", "Requests that hold one", admission.in_flight - admission.waiting
         )
-        workers = GaugeMetricFamily("baton_workers", "Workers listed", labels=("role",))
+        workers = GaugeMetricFamily(
+            "baton_workers",
+            "Workers listed, by what they do; a co-located one counts thrice",
+            labels=("role",),
+        )
         workers.add_metric(("prefill",), sum(worker.does_prefill for worker in self._workers))
         workers.add_metric(("decode",), sum(worker.does_decode for worker in self._workers))
+        co_located = sum(worker.does_prefill and worker.does_decode for worker in self._workers)
+        workers.add_metric(("both",), co_located)
         yield workers

@@ -16,6 +16,7 @@ from baton.v1.registry_pb2 import BeatResponse, BlockEvents, WorkerInfo, WorkerL
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
 from services.gateway.prefix_index import KnownBlocks
+from services.gateway.routing import may_fill
 from services.gateway.sampling import bad_field
 
 WorkerKey = tuple[str, str]
@@ -127,7 +128,7 @@ class Registry:
         """Return the time since its last beat."""
         return int((self._clock() - worker.last_beat) * 1000)
 
-    def register(self, info: WorkerInfo) -> None:
+    def register(self, info: WorkerInfo) -> Worker:
         """List a worker; an older incarnation of it is lost.
 
         Raises:
@@ -141,7 +142,7 @@ class Registry:
         old = self._workers.get(info.worker_id)
         if old is not None and old.info.incarnation == info.incarnation:
             old.last_beat = self._clock()
-            return
+            return old
         for other in self._workers.values():
             if other is not old and other.info.fingerprint != info.fingerprint:
                 raise BatonError(
@@ -166,6 +167,7 @@ class Registry:
         for listener in self._listeners:
             listener.on_joined(worker)
         self._notify()
+        return worker
 
     def beat(
         self,
@@ -195,11 +197,17 @@ class Registry:
             worker.blocks.apply(blocks)
         worker.blocks.expire(worker.last_beat)
         self._notify()
-        return BeatResponse(receivers=self.receivers(), blocks_seq=worker.blocks.seq)
+        return BeatResponse(receivers=self.receivers(worker), blocks_seq=worker.blocks.seq)
 
-    def receivers(self) -> list[KvPeer]:
-        """Return those that prefill workers should know."""
-        return [worker.info.kv_peer for worker in self._workers.values() if worker.does_decode]
+    def receivers(self, sender: Worker) -> list[KvPeer]:
+        """Return those that a worker may send blocks to."""
+        return [
+            worker.info.kv_peer
+            for worker in self._workers.values()
+            if worker.does_decode
+            and worker is not sender
+            and may_fill(sender, worker, same=False, is_short=False)
+        ]
 
     def deregister(self, worker_id: str, incarnation: str) -> None:
         """Take a worker off the list. Idempotent; another incarnation's leave is ignored."""

@@ -8,6 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Duties(Protocol):
+    """What a worker does; a co-located one does both."""
+
+    @property
+    def does_prefill(self) -> bool:
+        """Computes prompts for others."""
+
+    @property
+    def does_decode(self) -> bool:
+        """Holds reservations and generates tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +34,7 @@ class DecodeFacts:
         held_blocks: what this gateway's requests there are expected to grow to.
         new_blocks: the part of `held_blocks` given to it since that report.
         cached_tokens: leading tokens of this prompt in its prefix cache.
+        queued_tokens: tokens that wait to be computed before this prompt, where that is quickest for it.
         last_pick: grows with each pick; breaks ties.
     """
 
@@ -30,6 +44,7 @@ class DecodeFacts:
     held_blocks: int
     new_blocks: int
     cached_tokens: int
+    queued_tokens: int
     last_pick: int
 
 
@@ -53,6 +68,15 @@ class PrefillFacts:
     tokens_per_s: float
     last_pick: int
 
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens to compute before a new prompt's.
+
+        What this gateway gave is known exactly; the report shows other gateways' share but
+        lags, so the larger counts.
+        """
+        return max(self.held_tokens, self.pending_tokens + self.new_tokens)
+
 
 # A missed prefix costs the pool compute, a transfer and a second copy in some cache; a queue costs
 # this request alone. On the Mooncake traces 4 kept 90 % of one shared cache's hits and 10 kept 96 %, at
@@ -70,11 +94,31 @@ def uncached_tokens(num_tokens: int, cached_tokens: int) -> int:
     return max(1, num_tokens - cached_tokens)
 
 
+def may_fill(prefill: Duties, decode: Duties | None, *, same: bool, is_short: bool) -> bool:
+    """Say whether a worker may compute a prompt whose KV is to be on another, or on itself.
+
+    Two co-located workers never do so for each other: each could wait for blocks that the
+    other's reservations hold, for ever.
+
+    Args:
+        prefill: what the worker that would compute does.
+        decode: what the worker with the reservation does; None: only a first token is wanted.
+        same: they are one worker; it computes in the reservation itself.
+        is_short: the prompt is one that a decode worker may compute between its streams.
+    """
+    if same:
+        return prefill.does_prefill or is_short
+    if decode is not None and decode.does_prefill and prefill.does_decode:
+        return False
+    return prefill.does_prefill
+
+
 def pick_decode(workers: Sequence[DecodeFacts], num_tokens: int) -> int:
     """Return the index of the worker with most room after expected growth and most of the prompt cached.
 
-    A cached token, which need not be sent, is worth CACHED_WEIGHT tokens of room. Where
-    the request fits comes before where it would queue.
+    A cached token, which need not be sent (or computed, on a co-located worker), is worth
+    CACHED_WEIGHT tokens of room, and one that waits to be computed costs one. Where the
+    request fits comes before where it would queue.
 
     Two views of room count, the worse one decides: the pool less what this gateway's
     requests will grow to, and the free blocks reported (which show other gateways'
@@ -89,7 +133,8 @@ def pick_decode(workers: Sequence[DecodeFacts], num_tokens: int) -> int:
         need = num_blocks(num_tokens, worker.block_size)
         free = min(worker.num_blocks - worker.held_blocks, worker.free_blocks - worker.new_blocks)
         room = (free - need) * worker.block_size
-        return room >= 0, room + CACHED_WEIGHT * worker.cached_tokens, -worker.last_pick
+        worth = room + CACHED_WEIGHT * worker.cached_tokens - worker.queued_tokens
+        return room >= 0, worth, -worker.last_pick
 
     return max(range(len(workers)), key=lambda i: rank(workers[i]))
 
@@ -99,8 +144,7 @@ def pick_prefill(workers: Sequence[PrefillFacts], num_tokens: int) -> int:
 
     That is the least time of queue and uncached tokens at the worker's pace, a token to
     compute being as dear as CACHED_WEIGHT tokens to wait for. A worker whose pace is
-    unknown is taken to be as fast as the fastest. Of the queue, what this gateway gave is
-    known exactly; the report shows other gateways' share but lags, so the larger counts.
+    unknown is taken to be as fast as the fastest.
 
     Args:
         workers: at least one.
@@ -109,8 +153,7 @@ def pick_prefill(workers: Sequence[PrefillFacts], num_tokens: int) -> int:
     fastest = max(worker.tokens_per_s for worker in workers) or 1.0
 
     def cost_s(worker: PrefillFacts) -> float:
-        queued = max(worker.held_tokens, worker.pending_tokens + worker.new_tokens)
-        cost = queued + CACHED_WEIGHT * uncached_tokens(num_tokens, worker.cached_tokens)
+        cost = worker.queued_tokens + CACHED_WEIGHT * uncached_tokens(num_tokens, worker.cached_tokens)
         return cost / (worker.tokens_per_s or fastest)
 
     return min(range(len(workers)), key=lambda i: (cost_s(workers[i]), workers[i].last_pick))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from services.gateway.prefix_index import leading_blocks
@@ -11,6 +12,7 @@ from services.gateway.registry import Registry, Worker, WorkerKey
 from services.gateway.routing import (
     DecodeFacts,
     PrefillFacts,
+    may_fill,
     num_blocks,
     pick_decode,
     pick_prefill,
@@ -27,6 +29,19 @@ class Prompt(Protocol):
 
     def hashes(self, block_size: int) -> Sequence[bytes]:
         """Return the names of its full blocks, leading ones first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Where a prompt's KV is to be.
+
+    Attributes:
+        worker: holds the reservation; None: nobody, only the first token is wanted.
+        cached_tokens: leading tokens that it has already.
+    """
+
+    worker: Worker | None = None
+    cached_tokens: int = 0
 
 
 class Hold:
@@ -57,6 +72,7 @@ class Selector:
 
     Args:
         expected_output_tokens: output that is expected of a request that asks for more.
+        local_prefill_tokens: a prompt with at most so many uncached tokens is computed where it is reserved.
         clock: seconds, monotonic.
         decode, prefill: the choice; a bench compares others.
     """
@@ -67,11 +83,13 @@ class Selector:
         expected_output_tokens: int,
         clock: Callable[[], float],
         *,
+        local_prefill_tokens: int = 0,
         decode: Callable[[Sequence[DecodeFacts], int], int] = pick_decode,
         prefill: Callable[[Sequence[PrefillFacts], int], int] = pick_prefill,
     ) -> None:
         self._registry = registry
         self._expected_output_tokens = expected_output_tokens
+        self._local_prefill_tokens = local_prefill_tokens
         self._clock = clock
         self._choose_decode = decode
         self._choose_prefill = prefill
@@ -93,35 +111,94 @@ class Selector:
         if not workers:
             return None
         grown = prompt.num_tokens + min(max_tokens, self._expected_output_tokens)
+        queues = self._queues(workers)
         facts = [
-            _decode_facts(worker, cached)
-            for worker, cached in zip(workers, _cached_tokens(workers, prompt), strict=True)
+            _decode_facts(worker, cached, queued)
+            for worker, cached, queued in zip(workers, _cached_tokens(workers, prompt), queues, strict=True)
         ]
         worker = self._take(workers[self._choose_decode(facts, grown)], prompt)
         return worker, Hold(worker, blocks=num_blocks(grown, worker.info.block_size))
 
     def pick_prefill(
-        self, prompt: Prompt, avoid: Collection[WorkerKey], refuse: Collection[WorkerKey]
+        self,
+        prompt: Prompt,
+        reserved: Reserved,
+        avoid: Collection[WorkerKey],
+        refuse: Collection[WorkerKey],
     ) -> tuple[Worker, Hold] | None:
-        """Pick a prefill worker by queue and cached prefix, and count the prompt there. Args as above."""
-        workers = self.eligible(lambda worker: worker.does_prefill, avoid, refuse)
+        """Pick a worker to compute a prompt, by queue and cached prefix, and count the prompt there.
+
+        The worker with the reservation is a candidate if it is co-located, and gets a short
+        prompt in any case.
+
+        Args:
+            reserved: where the prompt's KV is to be. Others as above.
+        """
+        workers = self.fillers(prompt, reserved, avoid, refuse)
         if not workers:
             return None
-        cached = _cached_tokens(workers, prompt)
+        if self._is_short(prompt, reserved):
+            workers = [worker for worker in workers if worker is reserved.worker] or workers
+        cached = [
+            reserved.cached_tokens if worker is reserved.worker else tokens
+            for worker, tokens in zip(workers, _cached_tokens(workers, prompt), strict=True)
+        ]
         facts = [_prefill_facts(worker, tokens) for worker, tokens in zip(workers, cached, strict=True)]
         index = self._choose_prefill(facts, prompt.num_tokens)
         worker = self._take(workers[index], prompt)
         return worker, Hold(worker, tokens=uncached_tokens(prompt.num_tokens, cached[index]))
 
-    def eligible(
-        self, does: Callable[[Worker], bool], avoid: Collection[WorkerKey], refuse: Collection[WorkerKey]
+    def fillers(
+        self,
+        prompt: Prompt,
+        reserved: Reserved,
+        avoid: Collection[WorkerKey],
+        refuse: Collection[WorkerKey],
     ) -> list[Worker]:
-        """Return the best class of workers: sound ones, those that failed before, those in doubt."""
-        workers = [w for w in self._registry if does(w) and not w.is_draining and w.key not in refuse]
+        """Return the best class of workers that may compute a prompt. Args as in `pick_prefill`."""
+        is_short = self._is_short(prompt, reserved)
+
+        def does(worker: Worker) -> bool:
+            same = worker is reserved.worker
+            return may_fill(worker, reserved.worker, same=same, is_short=is_short)
+
+        return self.eligible(does, avoid, refuse, reserved.worker)
+
+    def eligible(
+        self,
+        does: Callable[[Worker], bool],
+        avoid: Collection[WorkerKey],
+        refuse: Collection[WorkerKey],
+        reserved: Worker | None = None,
+    ) -> list[Worker]:
+        """Return the best class of workers: sound ones, those that failed before, those in doubt.
+
+        A worker that drains takes nothing new; but what it has `reserved` it will compute.
+        """
+        workers = [
+            w
+            for w in self._registry
+            if does(w) and (w is reserved or not w.is_draining) and w.key not in refuse
+        ]
         sound = [w for w in workers if not w.is_suspect and w.key not in avoid]
         failed = [w for w in workers if not w.is_suspect]
         in_doubt = [w for w in workers if w.key not in avoid]
         return sound or failed or in_doubt
+
+    def _is_short(self, prompt: Prompt, reserved: Reserved) -> bool:
+        uncached = uncached_tokens(prompt.num_tokens, reserved.cached_tokens)
+        return reserved.worker is not None and uncached <= self._local_prefill_tokens
+
+    def _queues(self, workers: Sequence[Worker]) -> list[int]:
+        """Return, for each decode worker, the shortest queue that a prompt for it may join."""
+        prefills = [worker for worker in self._registry if worker.does_prefill and not worker.is_draining]
+        apart = min((_queue(worker) for worker in prefills if not worker.does_decode), default=None)
+        co_located = min((_queue(worker) for worker in prefills if worker.does_decode), default=None)
+        queues = []
+        for worker in workers:
+            other = _queue(worker) if worker.does_prefill else co_located
+            queues.append(min((queue for queue in (apart, other) if queue is not None), default=0))
+        return queues
 
     def _take(self, worker: Worker, prompt: Prompt) -> Worker:
         worker.last_pick = next(self._picks)
@@ -136,7 +213,11 @@ def _cached_tokens(workers: Sequence[Worker], prompt: Prompt) -> list[int]:
     return [count * block_size for count in counts]
 
 
-def _decode_facts(worker: Worker, cached_tokens: int) -> DecodeFacts:
+def _queue(worker: Worker) -> int:
+    return _prefill_facts(worker, 0).queued_tokens
+
+
+def _decode_facts(worker: Worker, cached_tokens: int, queued_tokens: int) -> DecodeFacts:
     return DecodeFacts(
         num_blocks=worker.info.num_blocks,
         block_size=worker.info.block_size,
@@ -144,6 +225,7 @@ def _decode_facts(worker: Worker, cached_tokens: int) -> DecodeFacts:
         held_blocks=worker.held_blocks,
         new_blocks=worker.new_blocks,
         cached_tokens=cached_tokens,
+        queued_tokens=queued_tokens,
         last_pick=worker.last_pick,
     )
 

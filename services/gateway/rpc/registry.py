@@ -31,8 +31,10 @@ class RegistryServicer(RegistryServiceServicer):
         self, request: RegisterRequest, context: grpc.aio.ServicerContext[RegisterRequest, RegisterResponse]
     ) -> RegisterResponse:
         """List a worker."""
-        self._registry.register(request.worker)
-        return RegisterResponse(beat_interval_ms=self._beat_interval_ms, receivers=self._registry.receivers())
+        worker = self._registry.register(request.worker)
+        return RegisterResponse(
+            beat_interval_ms=self._beat_interval_ms, receivers=self._registry.receivers(worker)
+        )
 
     async def Beat(  # noqa: N802
         self, request: BeatRequest, context: grpc.aio.ServicerContext[BeatRequest, BeatResponse]

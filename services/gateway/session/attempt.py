@@ -1,7 +1,8 @@
 """One try at a request: a reservation on a decode worker, a prefill into it, and the tokens.
 
 open()   pick a decode worker -> Reserve
-next()   pick a prefill worker -> Prefill -> first token; then decode's tokens from its step stream
+next()   pick a prefill worker, or the decode worker itself -> Prefill -> first token; then decode's
+         tokens from its step stream
 close()  whatever happened: both workers free what the request holds
 
 If prefill fails before its first token, another one fills the same reservation under
@@ -25,7 +26,7 @@ from services.common.logs import log
 from services.gateway.prefix_index import PromptBlocks
 from services.gateway.registry import WorkerKey
 from services.gateway.request import Request
-from services.gateway.selection import Hold
+from services.gateway.selection import Hold, Reserved
 from services.gateway.session.cluster import Cluster
 from services.gateway.session.events import AttemptEvent, PrefillEvent, StreamBroken, Token, tokens_of
 from services.gateway.session.link import WorkerLink
@@ -100,6 +101,12 @@ class Attempt:
     def prefill_worker(self) -> str:
         """Id of the worker that computes, or computed, the prompt."""
         return self._prefill.worker.info.worker_id if self._prefill else ""
+
+    @property
+    def _reserved(self) -> Reserved:
+        if self._decode is None or self._target is None:
+            return Reserved()
+        return Reserved(self._decode.worker, self._target.num_cached_tokens)
 
     async def open(self) -> None:
         """Reserve room on a decode worker, unless the first token is all that is wanted; start prefill.
@@ -228,7 +235,7 @@ class Attempt:
         pick = self._cluster.pick_prefill
         avoid = self._recovery.avoid
         link, hold = await self._recovery.pick(
-            "prefill", lambda: pick(self._prompt, avoid, self._full_prefill)
+            "prefill", lambda: pick(self._prompt, self._reserved, avoid, self._full_prefill)
         )
         self._prefill = link
         self._holds.append(hold)
@@ -337,7 +344,7 @@ class Attempt:
         assert link is not None
         if error.reason in FULL_REASONS:
             self._full_prefill.add(link.worker.key)
-            if not self._cluster.has_prefill(self._full_prefill):
+            if not self._cluster.has_prefill(self._prompt, self._reserved, self._full_prefill):
                 raise error
         elif error.reason in (ErrorReason.LEASE_EXPIRED, ErrorReason.RESERVATION_GONE):
             raise AttemptFailedError(error)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Coroutine
 
 from services.common.ids import new_id
 from services.gateway.registry import Registry, Worker, WorkerKey
-from services.gateway.selection import Hold, Prompt, Selector
+from services.gateway.selection import Hold, Prompt, Reserved, Selector
 from services.gateway.session.link import WorkerLink
 
 
@@ -19,10 +19,14 @@ class Cluster:
         gateway_id: new at each start: a gateway reborn does not get its predecessor's tokens.
     """
 
-    def __init__(self, registry: Registry, expected_output_tokens: int) -> None:
+    def __init__(
+        self, registry: Registry, expected_output_tokens: int, local_prefill_tokens: int = 0
+    ) -> None:
         self.registry = registry
         self.gateway_id = new_id()
-        self._selector = Selector(registry, expected_output_tokens, time.monotonic)
+        self._selector = Selector(
+            registry, expected_output_tokens, time.monotonic, local_prefill_tokens=local_prefill_tokens
+        )
         self._links: dict[WorkerKey, WorkerLink] = {}
         self._background: set[asyncio.Task[None]] = set()
         registry.listen(self)
@@ -45,19 +49,23 @@ class Cluster:
         return picked and (self._links[picked[0].key], picked[1])
 
     def pick_prefill(
-        self, prompt: Prompt, avoid: Collection[WorkerKey], refuse: Collection[WorkerKey]
+        self,
+        prompt: Prompt,
+        reserved: Reserved,
+        avoid: Collection[WorkerKey],
+        refuse: Collection[WorkerKey],
     ) -> tuple[WorkerLink, Hold] | None:
-        """Pick a prefill worker and count the prompt there: see Selector."""
-        picked = self._selector.pick_prefill(prompt, avoid, refuse)
+        """Pick a worker to compute a prompt and count it there: see Selector."""
+        picked = self._selector.pick_prefill(prompt, reserved, avoid, refuse)
         return picked and (self._links[picked[0].key], picked[1])
 
     def has_decode(self, refuse: Collection[WorkerKey]) -> bool:
         """Tell whether there is a decode worker that is not among `refuse`."""
         return bool(self._selector.eligible(lambda worker: worker.does_decode, (), refuse))
 
-    def has_prefill(self, refuse: Collection[WorkerKey]) -> bool:
-        """Tell whether there is a prefill worker that is not among `refuse`."""
-        return bool(self._selector.eligible(lambda worker: worker.does_prefill, (), refuse))
+    def has_prefill(self, prompt: Prompt, reserved: Reserved, refuse: Collection[WorkerKey]) -> bool:
+        """Tell whether a worker that is not among `refuse` may compute a prompt."""
+        return bool(self._selector.fillers(prompt, reserved, (), refuse))
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run `work` apart from any request; `close` waits for it."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 
@@ -8,6 +9,7 @@ from services.gateway.routing import (
     CACHED_WEIGHT,
     DecodeFacts,
     PrefillFacts,
+    may_fill,
     num_blocks,
     pick_decode,
     pick_prefill,
@@ -16,7 +18,13 @@ from services.gateway.routing import (
 
 
 def decode(
-    free: int = 100, held: int = 0, new: int = 0, cached: int = 0, last: int = 0, blocks: int = 100
+    free: int = 100,
+    held: int = 0,
+    new: int = 0,
+    cached: int = 0,
+    queued: int = 0,
+    last: int = 0,
+    blocks: int = 100,
 ) -> DecodeFacts:
     return DecodeFacts(
         num_blocks=blocks,
@@ -25,6 +33,7 @@ def decode(
         held_blocks=held,
         new_blocks=new,
         cached_tokens=cached,
+        queued_tokens=queued,
         last_pick=last,
     )
 
@@ -88,6 +97,45 @@ def test_a_cached_prefix_draws_a_request_to_decode_but_not_without_end() -> None
 
 def test_a_cached_prefix_does_not_make_a_request_queue() -> None:
     assert pick_decode([decode(free=3, cached=64), decode(free=4)], 64) == 1
+
+
+def test_prompts_that_wait_on_a_co_located_worker_count_against_it() -> None:
+    assert pick_decode([decode(free=90, queued=600), decode(free=60)], 64) == 1
+    assert pick_decode([decode(free=90, queued=400), decode(free=60)], 64) == 0
+
+
+@dataclass(frozen=True)
+class Role:
+    does_prefill: bool
+    does_decode: bool
+
+
+PREFILL, DECODE, BOTH = Role(True, False), Role(False, True), Role(True, True)
+
+
+@pytest.mark.parametrize(
+    ("computes", "reserved", "may"),
+    [
+        (PREFILL, DECODE, True),
+        (PREFILL, BOTH, True),
+        (PREFILL, None, True),
+        (BOTH, DECODE, True),
+        (BOTH, None, True),
+        (BOTH, BOTH, False),
+        (DECODE, DECODE, False),
+        (DECODE, BOTH, False),
+        (DECODE, None, False),
+    ],
+)
+def test_who_computes_for_whom(computes: Role, reserved: Role | None, may: bool) -> None:
+    for is_short in (False, True):
+        assert may_fill(computes, reserved, same=False, is_short=is_short) is may
+
+
+def test_who_computes_for_itself() -> None:
+    for is_short in (False, True):
+        assert may_fill(BOTH, BOTH, same=True, is_short=is_short)
+        assert may_fill(DECODE, DECODE, same=True, is_short=is_short) is is_short
 
 
 def test_fewest_queued_tokens_wins() -> None:
