@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from engine.backends.base import Backend, KVPool, PoolMemory
-from engine.backends.cuda.placement import Placement
+from engine.backends.cuda.placement import Arena, Placement
+from engine.borrowed import Borrowed, WeightsArena
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import InvalidRequestError
@@ -25,6 +26,7 @@ from engine.models.transformer import Transformer
 from engine.runner.model_runner import ModelRunner
 from engine.sampler.sampler import Sampler
 from engine.step import Runner
+from engine.weights.shape_source import ShapeSource
 
 Allocate = Callable[[str, int], PoolMemory]
 
@@ -37,7 +39,8 @@ class BuiltEngine:
         config: with every default filled in.
         engine: call start().
         layout: of the KV pool.
-        num_blocks: blocks of the pool.
+        num_blocks: blocks that the engine hands out.
+        pool_blocks: blocks of the pool; more than those if it is borrowed.
         kv_memory: one a cache group, num_blocks * block_bytes; empty where the host cannot see the pool.
         vocab_size: V.
         context_length: most tokens of a request.
@@ -49,6 +52,7 @@ class BuiltEngine:
     engine: Engine
     layout: KVLayout
     num_blocks: int
+    pool_blocks: int
     kv_memory: tuple[memoryview, ...]
     vocab_size: int
     context_length: int
@@ -60,7 +64,7 @@ def build_engine(
     config: EngineConfig,
     on_events: Callable[[StepEvents], None],
     allocate: Allocate | None = None,
-    placement: Placement | None = None,
+    borrowed: Borrowed | None = None,
 ) -> BuiltEngine:
     """Load the model and make its pool.
 
@@ -68,7 +72,7 @@ def build_engine(
         on_events: called on the engine thread, once a step.
         allocate: gives memory of (cache group, num_bytes): a view of host memory, such as shared memory, or
             on cuda a device address; None: private memory.
-        placement: where the cuda backend puts weights; None: each in memory of its own.
+        borrowed: another process's pool to work in, and weights; `allocate` and kv_bytes are not used then.
     Raises:
         ModelLoadError: the model cannot be used.
         KernelError: no device, or one that cannot run this model.
@@ -81,18 +85,23 @@ def build_engine(
         context_length = _context_length(config, files.architecture)
         layout = kv_layout(config, files)
     with _timed(seconds, "backend"):
-        backend = _backend(config, placement)
+        weights = None if borrowed is None else borrowed.weights
+        backend = _backend(config, None if weights is None else _arena(weights))
     with _timed(seconds, "weights"):
-        model = build_transformer(files.architecture, files.source, backend, context_length)
+        source = files.source if weights is None else ShapeSource(files.source)
+        model = build_transformer(files.architecture, source, backend, context_length)
     with _timed(seconds, "pool"):
         group = layout.groups[0]
         free_bytes = _warm_up(config, model, backend, group, context_length)
-        kv_bytes = config.kv_bytes or int(config.kv_fraction * free_bytes)
-        num_blocks = kv_bytes // group.block_bytes
-        if num_blocks < 1:
-            raise InvalidRequestError("kv_bytes", f"{kv_bytes} holds no block of {group.block_bytes} bytes")
-        memory = None if allocate is None else allocate(group.name, num_blocks * group.block_bytes)
-        pool = backend.allocate_pool(group, num_blocks, memory)
+        if borrowed is None:
+            kv_bytes = config.kv_bytes or int(config.kv_fraction * free_bytes)
+            first_block, num_blocks = 0, num_blocks_in(kv_bytes, group)
+            pool_blocks = num_blocks
+            memory = None if allocate is None else allocate(group.name, num_blocks * group.block_bytes)
+        else:
+            first_block, num_blocks = borrowed.first_block, borrowed.num_blocks
+            pool_blocks, memory = borrowed.pool_blocks, borrowed.pools[group.name]
+        pool = backend.allocate_pool(group, pool_blocks, memory)
     engine = Engine(
         config,
         _runner(config, files.architecture, model, backend, pool, context_length),
@@ -102,12 +111,14 @@ def build_engine(
         context_length,
         files.architecture.eos_token_ids,
         on_events,
+        first_block=first_block,
     )
     return BuiltEngine(
         config=config,
         engine=engine,
         layout=layout,
         num_blocks=num_blocks,
+        pool_blocks=pool_blocks,
         kv_memory=() if pool.memory is None else (pool.memory,),
         vocab_size=files.architecture.vocab_size,
         context_length=context_length,
@@ -116,6 +127,64 @@ def build_engine(
         ),
         load_seconds=seconds,
     )
+
+
+def read_layout(config: EngineConfig) -> KVLayout:
+    """The layout that an engine of this configuration has; its weights are not read.
+
+    Raises:
+        ModelLoadError: the model cannot be used.
+    """
+    config = config.resolved()
+    return kv_layout(config, open_model(config.model))
+
+
+def num_blocks_in(kv_bytes: int, group: CacheGroup) -> int:
+    """Whole blocks in so many bytes.
+
+    Raises:
+        InvalidRequestError: not even one.
+    """
+    if kv_bytes < group.block_bytes:
+        raise InvalidRequestError("kv_bytes", f"{kv_bytes} holds no block of {group.block_bytes} bytes")
+    return kv_bytes // group.block_bytes
+
+
+def arena_bytes(config: EngineConfig) -> int:
+    """Bytes of device memory that the weights take in an arena; 0 on the cpu: oneDNN's form cannot be shared.
+
+    Raises:
+        ModelLoadError, KernelError: as build_engine.
+    """
+    if config.backend == "cpu":
+        return 0
+    measure = Arena(torch.empty(1 << 50, dtype=torch.uint8, device="meta"))
+    _build_weights(config, measure, with_numbers=False)
+    return measure.used_bytes
+
+
+def fill_arena(config: EngineConfig, weights: WeightsArena) -> None:
+    """Load the weights of a model into an arena of `arena_bytes`; returns when they are there.
+
+    Raises:
+        ModelLoadError, KernelError: as build_engine.
+    """
+    _build_weights(config, _arena(weights), with_numbers=True)
+    torch.cuda.synchronize()
+
+
+def _build_weights(config: EngineConfig, placement: Placement, with_numbers: bool) -> None:
+    config = config.resolved()
+    files = open_model(config.model)
+    source = files.source if with_numbers else ShapeSource(files.source)
+    # One position: the rotary table is each engine's own.
+    build_transformer(files.architecture, source, _backend(config, placement), max_positions=1)
+
+
+def _arena(weights: WeightsArena) -> Arena:
+    from engine.backends.cuda.pool_memory import bytes_at
+
+    return Arena(bytes_at(weights.address, weights.num_bytes))
 
 
 def kv_layout(config: EngineConfig, files: ModelFiles) -> KVLayout:
