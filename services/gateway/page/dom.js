@@ -31,7 +31,7 @@ export function sparkBars(values, { width = 160, height = 22, high = Infinity, l
       x: i * step, y: height - tall, width: step - 1, height: tall, class: value > high ? "high" : false,
     });
   });
-  return draw("svg", { class: "spark", width, height, role: "img", "aria-label": label }, ...bars);
+  return draw("svg", { class: "spark", width: shown.length * step, height, role: "img", "aria-label": label }, ...bars);
 }
 
 /** A line with the area under it. */
