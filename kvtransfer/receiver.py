@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
 from kvtransfer.block_store import open_blocks
+from kvtransfer.curve import CurveKeys, Welcome
 from kvtransfer.errors import ClosedError, CorruptFrameError, InvalidTransferError, MalformedFrameError
 from kvtransfer.events import ReceiverEvent
 from kvtransfer.fake import FakeListener
@@ -69,6 +70,7 @@ class Receiver:
         advertise_host: str = "",
         window_bytes: int = DEFAULT_WINDOW_BYTES,
         clock: Callable[[], float] = time.monotonic,
+        curve: CurveKeys | None = None,
     ) -> None:
         """Bind and start the thread.
 
@@ -82,6 +84,7 @@ class Receiver:
             advertise_host: host that peers are told instead of the bound one.
             window_bytes: unread bytes that one transfer may have under way (at least 4 blocks).
             clock: seconds, monotonic; for tests.
+            curve: this worker's keys: only senders that `welcome` named may connect; None: all may.
         Raises:
             InvalidTransferError: no region, an incarnation of more than 40 bytes, or an address
                 that cannot be bound.
@@ -97,13 +100,15 @@ class Receiver:
         self._releases: set[Future[None]] = set()
         self._drops: Counter[str] = Counter()
         self._fences = Fences(self._send_stop)
+        self._welcome: Welcome | None = None
         largest = max(region.block_bytes for region in regions)
         self._listener: Listener
         if bind.startswith(FAKE_SCHEME):
             self._listener = FakeListener(bind)
         else:
             max_bytes = max(largest, MAX_CONTROL_BYTES) + HEADER_BYTES
-            self._listener = ZmqListener(bind, advertise_host, max_bytes)
+            self._welcome = Welcome() if curve is not None else None
+            self._listener = ZmqListener(bind, advertise_host, max_bytes, curve, self._welcome)
         self._around = Surroundings(
             [open_blocks(region) for region in regions],
             tuple(transports),
@@ -125,6 +130,7 @@ class Receiver:
             tuple(transports),
             tuple(region.facts for region in regions),
             liveness=self._liveness.name if self._liveness is not None else "",
+            curve_public_key=curve.public if curve else "",
         )
         self._loop = IoLoop(f"kv-receiver-{worker_id}", self._tick, self._busy)
         self._loop.start()
@@ -134,6 +140,11 @@ class Receiver:
     def drops(self) -> dict[str, int]:
         """Frames ignored since the start, by why (`inbound.Drop`)."""
         return dict(self._drops)
+
+    def welcome(self, public_keys: Iterable[str]) -> None:
+        """Let senders with these CURVE keys connect; renew it within `curve.WELCOME_S` seconds."""
+        if self._welcome is not None:
+            self._welcome.name(public_keys)
 
     def expect(
         self, transfer_id: str, epoch: int, block_ids: Sequence[Sequence[int]], lease_s: float

@@ -16,6 +16,7 @@ import zmq
 
 from kvtransfer.block_store import open_blocks
 from kvtransfer.copier import Copier
+from kvtransfer.curve import CurveKeys
 from kvtransfer.errors import (
     ClosedError,
     CudaError,
@@ -57,6 +58,7 @@ class Sender:
         transports: Sequence[str],
         allow_fallback: bool,
         clock: Callable[[], float] = time.monotonic,
+        curve: CurveKeys | None = None,
     ) -> None:
         """Start the threads.
 
@@ -67,6 +69,7 @@ class Sender:
             transports: best first.
             allow_fallback: use the next transport if one fits but cannot be opened.
             clock: seconds, monotonic; for tests.
+            curve: this worker's keys: receivers must have one too; None: none may.
         """
         self._regions = tuple(regions)
         self._sources = [open_blocks(region) for region in regions]
@@ -75,6 +78,7 @@ class Sender:
         )
         self._allow_fallback = allow_fallback
         self._clock = clock
+        self._curve = curve
         self._links: dict[_LinkKey, PeerLink] = {}
         self._context = zmq.Context()
         self._copier = Copier(f"kv-copier-{worker_id}")
@@ -182,6 +186,11 @@ class Sender:
         if self._closed:
             raise ClosedError("the sender was closed")
         encode_id("incarnation", peer.incarnation, MAX_INCARNATION_BYTES)
+        if bool(peer.curve_public_key) != (self._curve is not None):
+            whose = "this worker" if self._curve is not None else f"worker {peer.worker_id!r}"
+            raise TransportUnavailableError(
+                f"no transport to worker {peer.worker_id!r}: {whose} demands CURVE and the other has none"
+            )
         check_same_layout(list(self._me.regions), list(peer.regions), peer.worker_id)
         fitting = select_transports(self._me, peer)
         failures = []
@@ -249,7 +258,15 @@ class Sender:
         if link.transport == FAKE:
             wire = FakeLink(self._loop, peer.endpoint, link.on_frame, on_lost)
         else:
-            wire = ZmqLink(self._loop, self._context, peer.endpoint, link.on_frame, on_lost)
+            wire = ZmqLink(
+                self._loop,
+                self._context,
+                peer.endpoint,
+                link.on_frame,
+                on_lost,
+                self._curve,
+                peer.curve_public_key,
+            )
         link.attach(wire)
         self._links[key] = link
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
+from kvtransfer.curve import CurveKeys, Doorkeeper, HandshakeMonitor, Welcome, check_key, guard, unlock
 from kvtransfer.errors import InvalidTransferError
 from kvtransfer.frames import HEADER_BYTES, Payload
 from kvtransfer.heap import keep_message_memory
@@ -27,13 +27,22 @@ class ZmqListener:
         endpoint: "tcp://host:port" as peers reach it.
     """
 
-    def __init__(self, bind: str, advertise_host: str, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        bind: str,
+        advertise_host: str,
+        max_message_bytes: int,
+        keys: CurveKeys | None = None,
+        welcome: Welcome | None = None,
+    ) -> None:
         """Bind.
 
         Args:
             bind: "tcp://host:port"; port 0 takes a free one.
             advertise_host: host that peers are told; needed when all interfaces are bound.
             max_message_bytes: a peer that sends more is disconnected.
+            keys: this side's, for CURVE; None: connections are open.
+            welcome: with keys: whom to let in.
         Raises:
             InvalidTransferError: the address cannot be bound.
         """
@@ -47,6 +56,12 @@ class ZmqListener:
         self._socket.setsockopt(zmq.LINGER, _CLOSE_LINGER_MS)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.setsockopt(zmq.IPV6, 1 if "[" in host else 0)
+        self._door: Doorkeeper | None = None
+        self._monitor: HandshakeMonitor | None = None
+        if keys is not None and welcome is not None:
+            self._door = Doorkeeper(self._context, welcome)
+            guard(self._socket, keys)
+            self._monitor = HandshakeMonitor(self._socket, f"a sender at {bind}")
         try:
             self._socket.bind(f"tcp://{host}:{'*' if port == '0' else port}")
         except zmq.ZMQError as error:
@@ -59,6 +74,9 @@ class ZmqListener:
         """Begin to take frames."""
         self._loop = loop
         loop.add_reader(self._socket, lambda: self._read(loop, on_frame))
+        if self._door is not None and self._monitor is not None:
+            loop.add_reader(self._door.socket, self._door.answer)
+            loop.add_reader(self._monitor.socket, self._monitor.read)
 
     def _read(self, loop: IoLoop, on_frame: FrameFromSender) -> None:
         for _ in range(_BATCH):
@@ -88,6 +106,12 @@ class ZmqListener:
         """Stop."""
         if self._loop is not None:
             self._loop.remove_reader(self._socket)
+        if self._door is not None and self._monitor is not None:
+            if self._loop is not None:
+                self._loop.remove_reader(self._door.socket)
+                self._loop.remove_reader(self._monitor.socket)
+            self._monitor.close()
+            self._door.close()
         self._socket.close()
         self._context.term()
 
@@ -102,6 +126,8 @@ class ZmqLink:
         endpoint: str,
         on_frame: FrameFromReceiver,
         on_lost: Callable[[], None],
+        keys: CurveKeys | None = None,
+        server_key: str = "",
     ) -> None:
         """Connect, in the background; on the loop.
 
@@ -111,24 +137,30 @@ class ZmqLink:
             endpoint: "tcp://host:port".
             on_frame: called with each answer.
             on_lost: called once if the connection breaks after it stood.
+            keys: this side's, for CURVE; None: the connection is open.
+            server_key: with keys: the receiver's public one.
         Raises:
             InvalidTransferError: the endpoint is not an address.
+            InvalidPeerError: the receiver's key is malformed.
         """
+        if keys is not None:
+            check_key(server_key)
         self._loop = loop
         self._socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # credits are the limit
         self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
         self._socket.setsockopt(zmq.IPV6, 1 if "[" in endpoint else 0)
-        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        if keys is not None:
+            unlock(self._socket, keys, server_key)
+        self._monitor = HandshakeMonitor(self._socket, f"the receiver at {endpoint}", zmq.EVENT_DISCONNECTED)
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
-            self._socket.disable_monitor()
-            self._monitor.close(0)
+            self._monitor.close()
             self._socket.close(0)
             raise InvalidTransferError("endpoint", f"{endpoint!r}: {error.strerror}") from error
         loop.add_reader(self._socket, lambda: self._read(on_frame))
-        loop.add_reader(self._monitor, lambda: self._read_monitor(on_lost))
+        loop.add_reader(self._monitor.socket, lambda: self._read_monitor(on_lost))
 
     def _read(self, on_frame: FrameFromReceiver) -> None:
         for _ in range(_BATCH):
@@ -145,8 +177,8 @@ class ZmqLink:
 
     def _read_monitor(self, on_lost: Callable[[], None]) -> None:
         # What the peer said before it went, a REJECT say, was queued before this.
-        recv_monitor_message(self._monitor, zmq.NOBLOCK)
-        on_lost()
+        if self._monitor.read() == zmq.EVENT_DISCONNECTED:
+            on_lost()
 
     def send(self, header: bytes, payload: Payload = b"") -> None:
         """Send a frame; the payload of a block is not copied."""
@@ -156,7 +188,6 @@ class ZmqLink:
     def close(self, linger_ms: int) -> None:
         """Disconnect."""
         self._loop.remove_reader(self._socket)
-        self._loop.remove_reader(self._monitor)
-        self._socket.disable_monitor()
-        self._monitor.close(0)
+        self._loop.remove_reader(self._monitor.socket)
+        self._monitor.close()
         self._socket.close(linger_ms)
