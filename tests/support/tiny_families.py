@@ -60,10 +60,24 @@ FAMILIES: dict[str, PretrainedConfig] = {
 }
 
 
-def create_family(name: str, directory: Path, max_shard_size: str = "1GB") -> PreTrainedModel:
-    """Save a random model of a family into `directory`; return it in float32, in eager attention."""
+def wide_heads(config: PretrainedConfig, head_dim: int) -> PretrainedConfig:
+    """The same family with heads, and rows of weights, of sizes that the CUDA kernels take."""
+    wide = copy.deepcopy(config)
+    wide.head_dim = head_dim
+    wide.hidden_size = head_dim * wide.num_attention_heads
+    return wide
+
+
+def create_family(
+    name: str, directory: Path, max_shard_size: str = "1GB", head_dim: int | None = None
+) -> PreTrainedModel:
+    """Save a random model of a family into `directory`; return it in float32, in eager attention.
+
+    With `head_dim`, as wide_heads makes it.
+    """
     torch.manual_seed(len(name))
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES[name]), attn_implementation="eager")
+    config = FAMILIES[name] if head_dim is None else wide_heads(FAMILIES[name], head_dim)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
     for parameter_name, parameter in model.named_parameters():
         # Larger than the default initialisation, norms and biases too: otherwise a missing one hides.
         if parameter.ndim == 1:

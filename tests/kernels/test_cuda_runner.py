@@ -1,0 +1,171 @@
+"""The CUDA runner step by step: graphs, tokens that the host does not know yet, copies of blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.backends.cuda.backend import CudaBackend
+from engine.config import EngineConfig
+from engine.models.build import build_transformer
+from engine.models.load import open_model
+from engine.request import Request
+from engine.runner.cuda.runner import CudaRunner
+from engine.sampling_params import SamplingParams
+from engine.step import BlockCopy, ScheduledRow, SchedulerOutput
+from tests.support.model_steps import create_group
+from tests.support.tiny_families import create_family
+
+BLOCK = 16
+MAX_RUNNING = 256
+
+
+class Runner:
+    """A CudaRunner over a poisoned pool, and what the tests need to drive it."""
+
+    def __init__(self, directory: Path, *, graphs: bool = True) -> None:
+        config = EngineConfig(
+            str(directory), "tiny", backend="cuda", block_size=BLOCK, graphs=graphs, max_running=MAX_RUNNING
+        ).resolved()
+        files = open_model(str(directory))
+        self.backend = CudaBackend(torch.bfloat16)
+        model = build_transformer(files.architecture, files.source, self.backend, 512)
+        self.pool = self.backend.allocate_pool(
+            create_group(files.architecture, BLOCK, "bfloat16"), 3000, None
+        )
+        self.pool.blocks.fill_(float("nan"))
+        self.runner = CudaRunner(
+            config, files.architecture.eos_token_ids, model, self.backend, self.pool, 512
+        )
+        self._next_block = 0
+        self._step = 0
+
+    def request(self, tokens: list[int], name: str = "", blocks: int = 10) -> Request:
+        ids = list(range(self._next_block, self._next_block + blocks))
+        self._next_block += blocks
+        sampling = SamplingParams(temperature=0.0)
+        return Request(name or f"r{ids[0]}", list(tokens), len(tokens), sampling, block_ids=[ids])
+
+    def step(self, *rows: ScheduledRow, copies: tuple[BlockCopy, ...] = ()) -> list[int]:
+        """Run a step; the sampled tokens in the order of the rows."""
+        self._step += 1
+        result = self.runner.launch(SchedulerOutput(self._step, rows, copies)).wait()
+        return [result.sampled[row.request.request_id].token_id for row in rows if row.sample]
+
+    def logits(self, rows: int) -> torch.Tensor:
+        """What the last step drew from."""
+        torch.cuda.synchronize()
+        return self.backend._logits[: rows * 97].view(rows, 97).clone()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runner")
+    create_family("mistral-window", path, head_dim=64)
+    return path
+
+
+def random_tokens(length: int) -> list[int]:
+    return torch.randint(3, 97, (length,)).tolist()
+
+
+def decode_row(request: Request, pending: bool = False) -> ScheduledRow:
+    start = len(request.token_ids) - (0 if pending else 1)
+    return ScheduledRow(request, start, 1, sample=True, pending=pending)
+
+
+def prompt_row(request: Request) -> ScheduledRow:
+    return ScheduledRow(request, 0, len(request.token_ids), sample=True)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 33, 100])
+def test_a_replayed_graph_gives_the_same_bits(directory: Path, rows: int) -> None:
+    runner = Runner(directory)
+    requests = [runner.request(random_tokens(5 + index)) for index in range(rows)]
+    for start in range(0, rows, 30):
+        some = requests[start : start + 30]
+        for request, token in zip(some, runner.step(*map(prompt_row, some)), strict=True):
+            request.token_ids.append(token)
+    eager = runner.step(*map(decode_row, requests))
+    wanted = runner.logits(rows)
+    assert not wanted.isnan().any()
+    for _ in range(3):  # captured, then replayed
+        assert runner.step(*map(decode_row, requests)) == eager
+        assert torch.equal(runner.logits(rows), wanted)
+
+
+def test_graphs_follow_what_changes(directory: Path) -> None:
+    """Other requests, other blocks, other lengths, fewer rows: a graph of the same size must not care."""
+    with_graphs, without = Runner(directory), Runner(directory, graphs=False)
+    answers = []
+    for runner in (with_graphs, without):
+        torch.manual_seed(3)
+        requests = [runner.request(random_tokens(3 + 7 * index)) for index in range(14)]
+        drawn = []
+        for request in requests:
+            request.token_ids += runner.step(prompt_row(request))
+        for step in range(30):
+            rows = [request for index, request in enumerate(requests) if (index + step) % 5 or step % 3]
+            tokens = runner.step(*map(decode_row, rows))
+            for request, token in zip(rows, tokens, strict=True):
+                request.token_ids.append(token)
+            drawn.append(tokens)
+        answers.append([request.token_ids for request in requests])
+        assert not runner.logits(len(rows)).isnan().any()
+    differing = sum(a != b for a, b in zip(*answers, strict=True))
+    assert differing <= 2, "more than near-ties in products of other sizes can explain"
+
+
+def test_a_token_that_the_host_does_not_know_is_taken_on_the_device(directory: Path) -> None:
+    runner = Runner(directory)
+    prompts = [random_tokens(n) for n in (9, 20, 31)]
+    known = [runner.request(prompt) for prompt in prompts]
+    wanted = [[token] for token in runner.step(*map(prompt_row, known))]
+    for _ in range(6):
+        for request, tokens in zip(known, wanted, strict=True):
+            request.token_ids.append(tokens[-1])
+        for tokens, token in zip(wanted, runner.step(*map(decode_row, known)), strict=True):
+            tokens.append(token)
+    blind = [runner.request(prompt) for prompt in prompts]
+    pending = [runner.runner.launch(SchedulerOutput(100, tuple(map(prompt_row, blind))))]
+    for step in range(6):
+        rows = tuple(ScheduledRow(request, len(request.token_ids) + step, 1, True, True) for request in blind)
+        pending.append(runner.runner.launch(SchedulerOutput(101 + step, rows)))
+    results = [step.wait().sampled for step in pending]
+    for request, tokens in zip(blind, wanted, strict=True):
+        assert [result[request.request_id].token_id for result in results] == tokens
+
+
+def test_copies_come_before_the_step(directory: Path) -> None:
+    """Copy-on-write: a child that shares all but its last block answers as its parent."""
+    runner = Runner(directory)
+    parent = runner.request(random_tokens(40))
+    parent.token_ids += runner.step(prompt_row(parent))
+    child = runner.request(parent.token_ids)
+    child.block_ids[0][:2] = parent.block_ids[0][:2]
+    copies = (
+        BlockCopy(0, parent.block_ids[0][2], child.block_ids[0][3]),
+        BlockCopy(0, child.block_ids[0][3], child.block_ids[0][2]),
+    )
+    both = runner.step(decode_row(parent), decode_row(child), copies=copies)
+    assert both[0] == both[1]
+    logits = runner.logits(2)
+    assert torch.equal(logits[0], logits[1])
+
+
+def test_alone_equals_among_others_in_attention(directory: Path) -> None:
+    """A row's bits do not depend on which others stand beside it in a step of the same size."""
+    runner = Runner(directory)
+    requests = [runner.request(random_tokens(4 + index % 90)) for index in range(MAX_RUNNING)]
+    for start in range(0, MAX_RUNNING, 20):
+        some = requests[start : start + 20]
+        for request, token in zip(some, runner.step(*map(prompt_row, some)), strict=True):
+            request.token_ids.append(token)
+    runner.step(*map(decode_row, requests))
+    together = runner.logits(MAX_RUNNING)
+    for seed in range(3):
+        order = torch.randperm(MAX_RUNNING, generator=torch.Generator().manual_seed(seed)).tolist()
+        runner.step(*(decode_row(requests[index]) for index in order))
+        assert torch.equal(runner.logits(MAX_RUNNING), together[order])
