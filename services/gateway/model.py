@@ -11,9 +11,9 @@ from services.gateway.registry import Registry
 from services.gateway.sampling import bad_field
 from services.gateway.text.chat_template import ChatTemplate
 from services.gateway.text.message import MessageParser
-from services.gateway.text.reasoning import CLOSE, OPEN, ReasoningSplitter
+from services.gateway.text.reasoning import CLOSE, OPEN, ReasoningSplitter, begins_thinking
 from services.gateway.text.tokenizer import Tokenizer
-from services.gateway.text.tool_calls import MARKS, make_parser
+from services.gateway.text.tool_calls import MARKS, ToolFormat, make_parser
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,17 @@ class ServedModel:
         ids = (self.tokenizer.id_of(mark) for mark in marks)
         return frozenset(token_id for token_id in ids if token_id is not None)
 
-    def message_parser(self, prompt: str, tool_names: Set[str]) -> MessageParser:
-        """Return what splits an answer to a chat into reasoning, text and calls of tools."""
+    def message_parser(
+        self, prompt: str, tool_names: Set[str] = frozenset(), format: ToolFormat | None = None
+    ) -> MessageParser:
+        """Return what splits an answer to a chat into reasoning, text and calls of tools.
+
+        Args:
+            format: of calls; None: there are none.
+        """
         reasoning: ReasoningSplitter | None = None
         if self.template.marks_reasoning:
-            reasoning = ReasoningSplitter(is_open=prompt.rstrip().endswith(OPEN))
-        format = self.template.tool_format
+            reasoning = ReasoningSplitter(is_open=begins_thinking(prompt))
         tools = make_parser(format, tool_names) if tool_names and format is not None else None
         return MessageParser(reasoning, tools)
 

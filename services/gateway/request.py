@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from baton.v1.sampling_pb2 import SamplingParams
 from services.common.errors import BatonError, ErrorReason
 from services.common.ids import new_id
+from services.gateway.constraints.grammar import after_thinking, lower_grammar
 from services.gateway.model import ModelLimits, ServedModel
 from services.gateway.sampling import bad_field, check_sampling, for_workers
 from services.gateway.text.chat_template import Json, Message
+from services.gateway.text.reasoning import begins_thinking
 
 MAX_ID_CHARS = 128
 MAX_PRIORITY = 100
@@ -121,6 +123,7 @@ async def prepare(
     sampling: SamplingParams,
     *,
     prefix: str = "",
+    grammar_field: str = "",
     priority: int = 0,
     cache_salt: str = "",
     request_id: str = "",
@@ -131,6 +134,7 @@ async def prepare(
 
     Args:
         prefix: of sampling fields in messages: "sampling." in gRPC.
+        grammar_field: what to call sampling.grammar in messages; empty: prefix + "grammar".
         timeout_s: from now until the deadline.
     Raises:
         BatonError: INVALID_ARGUMENT, CONTEXT_LENGTH_EXCEEDED (both name field and limit), NO_WORKER.
@@ -144,10 +148,19 @@ async def prepare(
     if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
         raise bad_field("priority", f"must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}")
     check_sampling(sampling, vocab_size=limits.vocab_size, prefix=prefix)
+    grammar = ""
+    if sampling.HasField("grammar"):
+        grammar = await lower_grammar(sampling.grammar, grammar_field or f"{prefix}grammar")
     started = time.monotonic()
     token_ids, prompt_text = await tokenize(model, source)
     text_s = time.monotonic() - started
     max_tokens = _check_length(token_ids, sampling, limits, source.field, prefix)
+    if grammar:
+        grammar = after_thinking(
+            grammar,
+            may_think=isinstance(source, ChatInput) and model.template.marks_reasoning,
+            is_thinking=begins_thinking(prompt_text or ""),
+        )
     key = new_id()
     return Request(
         request_id=request_id or key,
@@ -155,7 +168,7 @@ async def prepare(
         token_ids=token_ids,
         prompt_text=prompt_text,
         shown_tokens=shown_tokens,
-        sampling=for_workers(sampling, max_tokens),
+        sampling=for_workers(sampling, max_tokens, grammar),
         stop=tuple(sampling.stop),
         priority=priority,
         cache_salt=cache_salt,

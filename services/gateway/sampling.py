@@ -65,21 +65,29 @@ def check_sampling(params: SamplingParams, *, vocab_size: int, prefix: str = "")
         check(
             f"logit_bias[{token_id}]", math.isfinite(bias) and -100 <= bias <= 100, "must be from -100 to 100"
         )
+    for name in ("ignore_eos", "min_tokens"):
+        ends = params.HasField("grammar") and getattr(params, name)
+        check(name, not ends, "cannot be had with a grammar, which says where the answer ends")
     max_tokens = params.max_tokens if params.HasField("max_tokens") else math.inf
     check("min_tokens", params.min_tokens <= max_tokens, f"must be at most max_tokens ({max_tokens})")
 
 
-def for_workers(params: SamplingParams, max_tokens: int) -> SamplingParams:
+def for_workers(params: SamplingParams, max_tokens: int, grammar: str = "") -> SamplingParams:
     """Return a copy in which nothing is left to chance or to the worker.
 
     The seed is fixed here, so that a request that moves to another worker draws what
     it would have drawn; stop strings are the gateway's own business.
+
+    Args:
+        grammar: as workers take it; empty: none.
     """
     fixed = SamplingParams()
     fixed.CopyFrom(params)
     fixed.max_tokens = max_tokens
     if not fixed.HasField("seed"):
         fixed.seed = secrets.randbits(64)
+    if grammar:
+        fixed.grammar.lark = grammar
     del fixed.stop[:]
     return fixed
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence, Set
 from baton.v1.sampling_pb2 import SamplingParams
 from services.common.logs import request_id_var
 from services.gateway.generator import Generator
+from services.gateway.http.constraints import Constraint, body_constraint, chat_constraint
 from services.gateway.http.exchange import Exchange
 from services.gateway.http.formats import ChatFormat, Format, TextFormat
 from services.gateway.http.params import (
     chat_input,
     chat_sampling,
-    chat_tools,
     completion_inputs,
     completion_sampling,
     num_samples,
@@ -21,6 +21,7 @@ from services.gateway.http.parse import parse_body
 from services.gateway.http.reader import Reader
 from services.gateway.http.schema import ChatBody, CompletionBody, GenerationBody, SamplingBody
 from services.gateway.http.streams import Answers
+from services.gateway.http.tools import chat_tools
 from services.gateway.request import Input, Request, prepare, replicate
 from services.gateway.text.message import MessageParser
 
@@ -36,15 +37,22 @@ class GenerationApi:
         """POST /v1/chat/completions."""
         body = parse_body(ChatBody, await exchange.read_body(self._generator.config.max_body_bytes))
         self._model.check_name(body.model)
-        tools = chat_tools(body, self._model.template)
-        source = chat_input(body.messages, tools, body.chat_template_kwargs)
-        shown = self._model.shown_tokens(with_tools=bool(tools))
-        request = await prepare_for(exchange, self._generator, body, source, chat_sampling(body), shown)
+        use = chat_tools(body, self._model.template)
+        source = chat_input(body.messages, use.shown if use else (), body.chat_template_kwargs)
+        request = await prepare_for(
+            exchange,
+            self._generator,
+            body,
+            source,
+            chat_sampling(body),
+            shown_tokens=self._model.shown_tokens(with_tools=use is not None),
+            constraint=await chat_constraint(body, use, self._model.tokenizer),
+        )
         requests = replicate(request, body.n or 1)
-        names = {tool.function.name for tool in tools}
+        names, format = (use.names, use.format) if use else (frozenset[str](), None)
         max_calls = 1 if body.parallel_tool_calls is False else None
         readers = [
-            Reader(one, self._model.message_parser(one.prompt_text or "", names), max_calls=max_calls)
+            Reader(one, self._model.message_parser(one.prompt_text or "", names, format), max_calls=max_calls)
             for one in requests
         ]
         await self._answer(exchange, body, requests, readers, ChatFormat(self._model.tokenizer))
@@ -54,9 +62,12 @@ class GenerationApi:
         body = parse_body(CompletionBody, await exchange.read_body(self._generator.config.max_body_bytes))
         self._model.check_name(body.model)
         sampling = completion_sampling(body)
+        constraint = body_constraint(body)
         requests: list[Request] = []
         for source in completion_inputs(body):
-            request = await prepare_for(exchange, self._generator, body, source, sampling)
+            request = await prepare_for(
+                exchange, self._generator, body, source, sampling, constraint=constraint
+            )
             requests.extend(replicate(request, num_samples(body)))
         readers = [
             Reader(
@@ -104,7 +115,9 @@ async def prepare_for(
     body: SamplingBody,
     source: Input,
     sampling: SamplingParams,
+    *,
     shown_tokens: Set[int] = frozenset(),
+    constraint: Constraint | None = None,
 ) -> Request:
     """Return a request that can run.
 
@@ -112,10 +125,13 @@ async def prepare_for(
         BatonError: as `prepare`.
     """
     request_id_var.set(exchange.request_id)
+    if constraint is not None:
+        sampling.grammar.CopyFrom(constraint.grammar)
     return await prepare(
         generator.model,
         source,
         sampling,
+        grammar_field=constraint.field if constraint else "",
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
         request_id=exchange.request_id,

@@ -8,7 +8,7 @@ from baton.v1.sampling_pb2 import SamplingParams
 from services.gateway.http.schema import ChatBody, ChatTurn, CompletionBody, SamplingBody, Tool
 from services.gateway.request import ChatInput, Input, TextInput, TokenInput
 from services.gateway.sampling import bad_field
-from services.gateway.text.chat_template import ChatTemplate, Json, Message
+from services.gateway.text.chat_template import Json, Message
 
 # OpenAI's default of plain completions.
 DEFAULT_COMPLETION_TOKENS = 16
@@ -81,38 +81,6 @@ def chat_input(
     """Return the conversation."""
     shown = [tool.model_dump(exclude_none=True) for tool in tools]
     return ChatInput([_message(turn) for turn in turns], tools=shown, variables=variables or {})
-
-
-def chat_tools(body: ChatBody, template: ChatTemplate) -> list[Tool]:
-    """Return the tools that the model may call; empty: none.
-
-    Raises:
-        BatonError: INVALID_ARGUMENT: what is asked for cannot be had.
-    """
-    if body.tool_choice not in (None, "none", "auto"):
-        raise bad_field(
-            "tool_choice",
-            'only "none" and "auto" are supported: forcing a call ("required", a named function) is not yet',
-        )
-    return check_tools(body.tools or [], template) if body.tool_choice != "none" else []
-
-
-def check_tools(tools: list[Tool], template: ChatTemplate) -> list[Tool]:
-    """Return the tools if the model can be shown them.
-
-    Raises:
-        BatonError: INVALID_ARGUMENT: it cannot, or arguments would have to be enforced.
-    """
-    for i, tool in enumerate(tools):
-        if tool.function.strict:
-            raise bad_field(
-                f"tools[{i}].function.strict", "this is not supported yet: arguments cannot be enforced"
-            )
-    if tools and not template.takes_tools:
-        raise bad_field("tools", "this model's chat template does not show tools to the model")
-    if tools and template.tool_format is None:
-        raise bad_field("tools", "the format in which this model writes calls of tools is not known")
-    return tools
 
 
 def completion_inputs(body: CompletionBody) -> list[Input]:

@@ -26,6 +26,11 @@ from services.gateway.text.tokenizer import Tokenizer
 Event = dict[str, Json]
 
 
+def _text_settings(body: ResponsesBody) -> Json:
+    asked = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
+    return {"format": {"type": "text"}, **asked}
+
+
 class _Item:
     """The output item that is under way.
 
@@ -87,7 +92,7 @@ class ResponseWriter:
             "service_tier": "default",
             "store": False,
             "temperature": 1.0 if body.temperature is None else body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": _text_settings(body),
             "tool_choice": "auto",
             "tools": [],
             "top_logprobs": body.top_logprobs or 0,

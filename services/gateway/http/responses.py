@@ -10,6 +10,7 @@ from baton.v1.inference_pb2 import Finished, Started
 from baton.v1.sampling_pb2 import SamplingParams
 from services.common.errors import BatonError
 from services.gateway.generator import Generator
+from services.gateway.http.constraints import text_constraint
 from services.gateway.http.exchange import JSON, Exchange
 from services.gateway.http.formats import Choice
 from services.gateway.http.generation import prepare_for
@@ -43,9 +44,10 @@ class ResponsesApi:
             body,
             ChatInput(_messages(body), "input"),
             _sampling(body),
-            self._model.shown_tokens(with_tools=False),
+            shown_tokens=self._model.shown_tokens(with_tools=False),
+            constraint=text_constraint(body.text),
         )
-        parser = self._model.message_parser(request.prompt_text or "", frozenset())
+        parser = self._model.message_parser(request.prompt_text or "")
         reader = Reader(request, parser)
         writer = ResponseWriter(body, self._model.name, self._model.tokenizer)
         (session,) = self._generator.start([request])

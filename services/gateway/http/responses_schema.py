@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
+from services.gateway.http.constraint_schema import TextSettings
 from services.gateway.http.schema import SamplingBody, Strict
 
 
@@ -46,7 +47,6 @@ class ResponsesBody(SamplingBody):
         "background": (None, False),
         "tools": (None, []),
         "tool_choice": (None, "none", "auto"),
-        "text": (None, {}, {"format": {"type": "text"}}),
         "reasoning": (None, {}),
         "truncation": (None, "disabled"),
         "max_tool_calls": (None,),
@@ -79,7 +79,7 @@ class ResponsesBody(SamplingBody):
     background: JsonValue = None
     tools: JsonValue = None
     tool_choice: JsonValue = None
-    text: JsonValue = None
+    text: TextSettings | None = None
     reasoning: JsonValue = None
     truncation: JsonValue = None
     max_tool_calls: JsonValue = None

@@ -11,8 +11,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from services.gateway.http.constraint_schema import NamedToolChoice, ResponseFormat, StructuredOutputs
+
 Uint32 = Annotated[int, Field(ge=0, lt=2**32)]
 Uint64 = Annotated[int, Field(ge=0, lt=2**64)]
+
+
+# Names of other servers' older releases.
+_OLD_GUIDANCE = {
+    f"guided_{kind}": f"this is structured_outputs.{kind} here"
+    for kind in ("json", "regex", "choice", "grammar")
+}
 
 
 class Strict(BaseModel):
@@ -73,6 +82,8 @@ class GenerationBody(SamplingBody):
     n: int | None = Field(default=None, ge=1, le=16)
     stream_options: StreamOptions | None = None
     store: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 class TextPart(Strict):
@@ -120,7 +131,6 @@ class ChatBody(GenerationBody):
     neutral: ClassVar[dict[str, tuple[JsonValue, ...]]] = {
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
-        "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
         "prediction": (None,),
@@ -131,6 +141,7 @@ class ChatBody(GenerationBody):
     elsewhere: ClassVar[dict[str, str]] = {
         "prompt": "this goes to /v1/completions; a chat has messages",
         "input": "this goes to /v1/responses; a chat has messages",
+        **_OLD_GUIDANCE,
     }
 
     messages: list[ChatTurn]
@@ -139,11 +150,10 @@ class ChatBody(GenerationBody):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     parallel_tool_calls: bool | None = None
     tools: list[Tool] | None = None
-    tool_choice: JsonValue = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
     functions: JsonValue = None
     function_call: JsonValue = None
-    response_format: JsonValue = None
     modalities: JsonValue = None
     audio: JsonValue = None
     prediction: JsonValue = None
@@ -164,6 +174,7 @@ class CompletionBody(GenerationBody):
     elsewhere: ClassVar[dict[str, str]] = {
         "messages": "this goes to /v1/chat/completions; a plain completion has a prompt",
         "input": "this goes to /v1/responses; a plain completion has a prompt",
+        **_OLD_GUIDANCE,
     }
 
     prompt: str | list[str] | list[Uint32] | list[list[Uint32]]

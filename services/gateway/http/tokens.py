@@ -6,9 +6,10 @@ import json
 
 from services.gateway.generator import Generator
 from services.gateway.http.exchange import JSON, Exchange
-from services.gateway.http.params import chat_input, check_tools
+from services.gateway.http.params import chat_input
 from services.gateway.http.parse import parse_body
 from services.gateway.http.text_schema import DetokenizeBody, TokenizeBody
+from services.gateway.http.tools import check_tools
 from services.gateway.http.values import Json
 from services.gateway.request import Input, TextInput, tokenize
 from services.gateway.sampling import bad_field
@@ -47,5 +48,6 @@ class TokensApi:
             raise bad_field("prompt", "exactly one of prompt and messages is needed")
         if body.prompt is not None:
             return TextInput(body.prompt, "prompt")
-        tools = check_tools(body.tools or [], self._model.template)
-        return chat_input(body.messages or [], tools, body.chat_template_kwargs)
+        if body.tools:
+            check_tools(body.tools, self._model.template)
+        return chat_input(body.messages or [], body.tools or (), body.chat_template_kwargs)

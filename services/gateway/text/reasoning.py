@@ -10,6 +10,11 @@ OPEN = "<think>"
 CLOSE = "</think>"
 
 
+def begins_thinking(prompt: str) -> bool:
+    """Tell whether an answer to this prompt begins inside of the marks."""
+    return prompt.rstrip().endswith(OPEN)
+
+
 class _Place(enum.Enum):
     START = "start"
     INSIDE = "inside"

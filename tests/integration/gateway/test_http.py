@@ -253,7 +253,14 @@ async def test_a_full_queue_is_429_with_retry_after(make_setup: MakeSetup) -> No
         ("completions", completion(suffix="x"), 400, "suffix", "filling in before a suffix is not supported"),
         ("completions", completion(stream_options={"include": True}), 400, None, "include_usage"),
         ("chat/completions", chat(tools=[TOOL]), 400, "tools", "does not show tools"),
-        ("chat/completions", chat(response_format={"type": "json_object"}), 400, "response_format", "not"),
+        (
+            "chat/completions",
+            chat(response_format={"type": "xml"}),
+            400,
+            "response_format.type",
+            "json_object",
+        ),
+        ("completions", completion(guided_json={}), 400, "guided_json", "structured_outputs.json"),
         ("chat/completions", chat(top_logprobs=2), 400, "top_logprobs", "needs logprobs"),
         (
             "chat/completions",
