@@ -16,6 +16,8 @@ COMMANDS = {
     "run": "send one load, measure it, and write JSON, JSONL and a page",
     "sweep": "find the highest rate that meets the targets, by bisection",
     "compare": "set two results side by side",
+    "profile": "measure what the workers of a live cluster need for their work",
+    "size": "find by simulation how many workers of each kind a load wants",
 }
 _EXAMPLES = """examples:
   baton loadtest run grpc://127.0.0.1:7000 --rate 4 --duration 60 --input 256 --output 64
@@ -23,6 +25,8 @@ _EXAMPLES = """examples:
   baton loadtest run http://127.0.0.1:8000 --trace conv.csv --time-scale 4 --max-input 1024 --duration 600
   baton loadtest sweep grpc://127.0.0.1:7000 --duration 60 --target-ttft 0.5 --target-tpot 0.015
   baton loadtest compare before.json after.json
+  baton loadtest profile grpc://127.0.0.1:7000 --out profile.json
+  baton loadtest size --profile profile.json --trace conv.csv --workers 8 --target-ttft 0.5
 
 `baton loadtest COMMAND --help` lists the flags. Latencies count from the planned time of each request."""
 

@@ -1,0 +1,191 @@
+"""Measures a Profile on a live cluster, through its gateway, with prompts and streams of known size.
+
+Best on one prefill and one decode worker with nothing else to do. Where the two share a machine they slow
+each other down; `together` measures each kind while the other one works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from baton.aio import AsyncClient
+from baton.v1.registry_pb2 import WorkerInfo, WorkerRole
+from loadtest.errors import UsageError
+from loadtest.record import Outcome, Record
+from loadtest.run import run
+from loadtest.scenario import Scenario
+from loadtest.sizing.fit import fit_costs
+from loadtest.sizing.profile import Profile
+
+BATCHES = (1, 2, 4, 8, 16)
+_PROMPTS = 60
+_STREAM_TOKENS = 96
+_SETTLE_S = 0.3
+
+
+class Calibration:
+    """One cluster under measurement.
+
+    Args:
+        target: "grpc://host:port" of its gateway.
+        most_input: longest prompt tried, tokens.
+        together: keep the other kind of worker busy while one is measured.
+        say: told what is going on.
+    """
+
+    def __init__(self, target: str, most_input: int, *, together: bool, say: Callable[[str], None]) -> None:
+        if not target.startswith("grpc://"):
+            raise UsageError("target: needs grpc://host:port, the address of a Baton gateway")
+        self._target = target
+        self._most_input = most_input
+        self._together = together
+        self._say = say
+
+    async def measure(self) -> Profile:
+        """Return the profile; takes about a minute."""
+        prefill, decode = await self._workers()
+        step_tokens = prefill.max_step_tokens
+        self._say("prompts")
+        prompts = await self._prompts()
+        overhead_s, step_s, token_s, attention_s = fit_costs(
+            [
+                [1.0] * len(prompts),
+                [float(-(-record.input_tokens // step_tokens)) for record in prompts],
+                [float(record.input_tokens) for record in prompts],
+                [record.input_tokens**2 / 2 for record in prompts],
+            ],
+            [record.ttft_s or 0.0 for record in prompts],
+        )
+        handed = [record for record in prompts if record.exposed_s is not None]
+        handoff_s, handoff_token_s = fit_costs(
+            [[1.0] * len(handed), [float(record.input_tokens) for record in handed]],
+            [record.exposed_s or 0.0 for record in handed],
+        )
+        points = []
+        for context in (64, self._most_input):
+            for batch in BATCHES:
+                self._say(f"{batch} streams of {context} tokens")
+                points.append(await self._streams(batch, context))
+        decode_s, row_s, context_s = fit_costs(
+            [
+                [1.0] * len(points),
+                [rows for rows, _, _ in points],
+                [rows * context for rows, context, _ in points],
+            ],
+            [seconds for _, _, seconds in points],
+        )
+        return Profile(
+            prefill_step_s=step_s,
+            prefill_token_s=token_s,
+            prefill_attention_s=attention_s,
+            decode_step_s=decode_s,
+            decode_row_s=row_s,
+            decode_context_s=context_s,
+            handoff_s=handoff_s,
+            handoff_token_s=handoff_token_s,
+            overhead_s=overhead_s,
+            max_step_tokens=step_tokens,
+            prefill_tokens=prefill.num_blocks * prefill.block_size,
+            decode_tokens=decode.num_blocks * decode.block_size,
+            measured_on=f"{prefill.model}, {prefill.device} and {decode.device}"
+            + (", both kinds at work" if self._together else ""),
+        )
+
+    async def _workers(self) -> tuple[WorkerInfo, WorkerInfo]:
+        async with AsyncClient(self._target.removeprefix("grpc://")) as client:
+            infos = [status.info for status in (await client.workers()).workers]
+        found = []
+        for role in (WorkerRole.WORKER_ROLE_PREFILL, WorkerRole.WORKER_ROLE_DECODE):
+            same = [info for info in infos if info.role == role]
+            if len(same) != 1:
+                name = WorkerRole.Name(role).removeprefix("WORKER_ROLE_").lower()
+                raise UsageError(f"target: needs exactly one {name} worker, has {len(same)}")
+            found.append(same[0])
+        return found[0], found[1]
+
+    async def _prompts(self) -> list[Record]:
+        """Prompts of all lengths, one after the other; two tokens each, so that they are handed over."""
+        scenario = Scenario(
+            target=self._target,
+            concurrency=1,
+            requests=_PROMPTS,
+            input=f"uniform:16:{self._most_input}",
+            output="fixed:2",
+            seed=11,
+        )
+        busy = Scenario(
+            target=self._target, concurrency=4, duration_s=600, input="fixed:64", output="fixed:256"
+        )
+        async with self._background(busy):
+            return _done((await run(scenario)).records)[2:]  # the first ones pay for warming up
+
+    async def _streams(self, batch: int, context: int) -> tuple[float, float, float]:
+        """Run streams side by side; returns rows, mean context, and seconds of a step while all ran."""
+        scenario = Scenario(
+            target=self._target,
+            concurrency=batch,
+            requests=batch,
+            distinct=1,  # its prefix is cached: all start almost at once
+            input=f"fixed:{context}",
+            output=f"fixed:{_STREAM_TOKENS + 4 * batch}",
+            seed=12,
+        )
+        await run(
+            Scenario(
+                target=self._target,
+                concurrency=1,
+                requests=1,
+                distinct=1,
+                input=scenario.input,
+                output="fixed:2",
+                seed=12,
+            )
+        )
+        busy = Scenario(
+            target=self._target,
+            concurrency=1,
+            duration_s=600,
+            input=f"fixed:{self._most_input}",
+            output="fixed:1",
+        )
+        async with self._background(busy):
+            records = _done((await run(scenario)).records)
+        begin_s = max(record.token_s[0] for record in records)
+        end_s = min(record.token_s[-1] for record in records)
+        counts = [_tokens_between(record, begin_s, end_s) for record in records]
+        if len(records) < batch or min(counts) < _STREAM_TOKENS // 4:
+            raise UsageError(f"target: {batch} streams did not run side by side; is it busy?")
+        steps = sum(counts) / batch
+        return float(batch), context + _STREAM_TOKENS / 2, (end_s - begin_s) / steps
+
+    @contextlib.asynccontextmanager
+    async def _background(self, scenario: Scenario) -> AsyncIterator[None]:
+        if not self._together:
+            yield
+            return
+        task = asyncio.create_task(run(scenario))
+        try:
+            await asyncio.sleep(5 * _SETTLE_S)
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.sleep(_SETTLE_S)
+
+
+def _done(records: list[Record]) -> list[Record]:
+    failed = [record for record in records if record.outcome is not Outcome.OK]
+    if failed:
+        raise UsageError(f"target: a request failed: {failed[0].reason} {failed[0].message}")
+    return records
+
+
+def _tokens_between(record: Record, begin_s: float, end_s: float) -> int:
+    """Count tokens after `begin_s`, up to `end_s`."""
+    return sum(
+        count
+        for at_s, count in zip(record.token_s, record.token_counts, strict=True)
+        if begin_s < at_s <= end_s
+    )

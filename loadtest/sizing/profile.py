@@ -1,0 +1,76 @@
+"""What a worker needs for its work: the few numbers that the simulation knows of a cluster."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from loadtest.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Costs of one prefill worker, one decode worker, and the way between them. Times in seconds.
+
+    A prefill step costs step_s + tokens * token_s + (sum of tokens * their context) * attention_s;
+    a decode step costs step_s + rows * row_s + (sum of contexts) * context_s.
+
+    Attributes:
+        overhead_s: what a request costs outside the workers until its first token: gateway, network.
+        handoff_s, handoff_token_s: from the end of prefill until decode may run: fixed, and a token.
+        max_step_tokens: of the prefill worker.
+        prefill_tokens, decode_tokens: tokens that the pool of such a worker holds.
+        measured_on: where it comes from, for people.
+    """
+
+    prefill_step_s: float
+    prefill_token_s: float
+    prefill_attention_s: float
+    decode_step_s: float
+    decode_row_s: float
+    decode_context_s: float
+    handoff_s: float
+    handoff_token_s: float
+    overhead_s: float
+    max_step_tokens: int
+    prefill_tokens: int
+    decode_tokens: int
+    measured_on: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError if a cost is negative, or a step costs nothing."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and value < 0:
+                raise UsageError(f"profile: {field.name}: must be at least 0, got {value}")
+        if self.prefill_step_s + self.prefill_token_s <= 0 or self.decode_step_s + self.decode_row_s <= 0:
+            raise UsageError("profile: a step that takes no time")
+        if min(self.max_step_tokens, self.prefill_tokens, self.decode_tokens) < 1:
+            raise UsageError("profile: max_step_tokens, prefill_tokens and decode_tokens must be at least 1")
+
+    def prefill_chunk_s(self, start: int, num_tokens: int) -> float:
+        """Return what one chunk adds to a step."""
+        context = num_tokens * (start + num_tokens / 2)
+        return num_tokens * self.prefill_token_s + context * self.prefill_attention_s
+
+    def prompt_s(self, num_tokens: int, cached_tokens: int = 0) -> float:
+        """Return the time to compute a prompt that has the worker to itself."""
+        total, at = 0.0, min(cached_tokens, num_tokens - 1)
+        while at < num_tokens:
+            size = min(self.max_step_tokens, num_tokens - at)
+            total += self.prefill_step_s + self.prefill_chunk_s(at, size)
+            at += size
+        return total
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Profile:
+        """Return a profile from its file. UsageError: it is none."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{path}: not a profile: {error}") from error

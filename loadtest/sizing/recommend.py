@@ -1,0 +1,99 @@
+"""How to split so many workers between prefill and decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loadtest.measures import Targets
+from loadtest.sizing.load import denser, mean_rate
+from loadtest.sizing.profile import Profile
+from loadtest.sizing.simulation import Simulated, simulate
+from loadtest.traces import TraceRow
+
+_ALL_SPLITS = 9  # workers up to which every split is tried
+_AROUND = (0.6, 0.75, 0.88, 1.0, 1.14, 1.33, 1.65)
+_PRECISION = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One way to split the workers.
+
+    Attributes:
+        max_rate: highest rate at which enough requests meet the targets, requests/s; 0: none does.
+        attainment: share that meets them at the load's own rate.
+        at_load: the simulation at the load's own rate.
+    """
+
+    prefill: int
+    decode: int
+    max_rate: float
+    attainment: float
+    at_load: Simulated
+
+    @property
+    def workers(self) -> int:
+        """Workers of both kinds."""
+        return self.prefill + self.decode
+
+
+def recommend(
+    rows: Sequence[TraceRow],
+    profile: Profile,
+    targets: Targets,
+    num_workers: int,
+    share: float = 0.9,
+    on_split: Callable[[Split], None] = lambda split: None,
+) -> list[Split]:
+    """Return the splits of `num_workers` that were tried, the one with the highest rate first."""
+    tried = []
+    for prefill in candidates(rows, profile, num_workers):
+        split = judge(rows, profile, targets, prefill, num_workers - prefill, share)
+        on_split(split)
+        tried.append(split)
+    return sorted(tried, key=lambda split: (-split.max_rate, -split.attainment))
+
+
+def candidates(rows: Sequence[TraceRow], profile: Profile, num_workers: int) -> list[int]:
+    """Return the numbers of prefill workers to try: all, or those around the ratio of the two kinds' work."""
+    if num_workers <= _ALL_SPLITS:
+        return list(range(1, num_workers))
+    sample = rows[:: max(1, len(rows) // 2000)]
+    prefill_s = sum(profile.prompt_s(row.input_tokens) for row in sample)
+    # A row's share of a step when a batch is as large as the pool allows.
+    mean_context = sum(row.input_tokens + row.output_tokens / 2 for row in sample) / len(sample)
+    batch = max(1.0, 0.5 * profile.decode_tokens / mean_context)
+    token_s = profile.decode_step_s / batch + profile.decode_row_s + profile.decode_context_s * mean_context
+    decode_s = sum(row.output_tokens for row in sample) * token_s
+    odds = prefill_s / max(decode_s, 1e-12)
+    found = set()
+    for factor in _AROUND:
+        count = round(num_workers * odds * factor / (1 + odds * factor))
+        found.add(min(max(count, 1), num_workers - 1))
+    return sorted(found)
+
+
+def judge(
+    rows: Sequence[TraceRow], profile: Profile, targets: Targets, prefill: int, decode: int, share: float
+) -> Split:
+    """Simulate one split at the load's own rate, and find its highest rate by bisection."""
+    at_load = simulate(rows, profile, prefill, decode)
+    attainment = at_load.attainment(targets)
+
+    def holds(factor: float) -> bool:
+        return simulate(denser(rows, factor), profile, prefill, decode).attainment(targets) >= share
+
+    low, high = (1.0, 2.0) if attainment >= share else (0.0, 1.0)
+    while low and holds(high) and high < 1e6:
+        low, high = high, 2 * high
+    if not low:
+        low = 0.5
+        while low > 1e-4 and not holds(low):
+            low, high = low / 2, low
+        if low <= 1e-4:
+            return Split(prefill, decode, 0.0, attainment, at_load)
+    while high / low > 1 + _PRECISION:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return Split(prefill, decode, low * mean_rate(rows), attainment, at_load)
