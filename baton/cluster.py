@@ -1,7 +1,9 @@
-"""A cluster on this machine: a gateway, prefill workers and decode workers, each a process.
+"""A cluster on this machine: a gateway and its workers, each a process.
 
 with LocalCluster(prefill=1, decode=2) as cluster, Client(cluster.gateway_address) as client:
     print(client.complete("Hello").text)
+
+LocalCluster(prefill=0, decode=0, both=2) has co-located workers instead.
 
 All processes start at once. The gateway's ports are therefore chosen here, so that the workers know
 where to register while the gateway is still starting.
@@ -27,7 +29,7 @@ LOOPBACK = "127.0.0.1"
 POLL_S = 0.02
 KILL_AFTER_S = 5.0
 
-WorkerRole = Literal["prefill", "decode"]
+WorkerRole = Literal["prefill", "decode", "both"]
 OnProgress = Callable[[str, str], None]
 """Called with (process, "starting" | "serving" | "ready")."""
 
@@ -37,12 +39,12 @@ class LocalCluster:
 
     Args:
         model: a directory, a GGUF file, or a name that baton.models fetches.
-        prefill, decode: how many workers of each kind.
+        prefill, decode, both: how many workers of each kind.
         model_name: name to serve it under; empty: the last part of `model`.
         tokenizer: directory with tokenizer.json; empty: beside the model.
         host: where the gateway listens; workers listen on loopback.
         grpc_port, http_port: of the gateway; 0: a free one.
-        gateway_args, prefill_args, decode_args: more flags for each service of that kind.
+        gateway_args, prefill_args, decode_args, both_args: more flags for each service of that kind.
         environ: more environment variables for every process.
         run_dir: where the logs go; None: a new directory under the system's temporary one.
         start_timeout_s: ClusterError if it takes longer until every worker is ready.
@@ -56,6 +58,7 @@ class LocalCluster:
         model: str = models.DEFAULT_MODEL,
         prefill: int = 1,
         decode: int = 1,
+        both: int = 0,
         *,
         model_name: str = "",
         tokenizer: str = "",
@@ -65,6 +68,7 @@ class LocalCluster:
         gateway_args: Sequence[str] = (),
         prefill_args: Sequence[str] = (),
         decode_args: Sequence[str] = (),
+        both_args: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         run_dir: Path | None = None,
         start_timeout_s: float = 240.0,
@@ -76,15 +80,20 @@ class LocalCluster:
         self._model = models.resolve(model)
         beside = self._model if self._model.is_dir() else self._model.parent
         self._tokenizer = Path(tokenizer).expanduser() if tokenizer else beside
-        self._counts: dict[WorkerRole, int] = {"prefill": prefill, "decode": decode}
-        self._args = {"gateway": gateway_args, "prefill": prefill_args, "decode": decode_args}
+        self._counts: dict[WorkerRole, int] = {"prefill": prefill, "decode": decode, "both": both}
+        self._args = {
+            "gateway": gateway_args,
+            "prefill": prefill_args,
+            "decode": decode_args,
+            "both": both_args,
+        }
         self._host = host
         self._ports = _free_ports(grpc_port, http_port)
         self._environ = child_environ(environ or {})
         self._start_timeout_s = start_timeout_s
         self._on_progress = on_progress or (lambda _name, _state: None)
         self._gateway: ServiceProcess | None = None
-        self._numbers = {"prefill": 0, "decode": 0}
+        self._numbers = {"prefill": 0, "decode": 0, "both": 0}
         self._reported: set[int] = set()
         self._lock = threading.Lock()
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from baton.errors import ClusterError
 
-Role = Literal["gateway", "prefill", "decode"]
+Role = Literal["gateway", "prefill", "decode", "both"]
 TAIL_LINES = 15
 
 

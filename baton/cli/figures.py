@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from baton.v1.inference_pb2 import Delta, Finished
+from baton.v1.inference_pb2 import Delta, Finished, Handoff
 from baton.v1.sampling_pb2 import FinishReason
 
 
@@ -39,13 +39,19 @@ def summary(finished: Finished, watch: Stopwatch) -> list[str]:
         f"TTFT {1000 * ttft_s:.1f} ms, {tpot}, {rate}",
     ]
     if finished.HasField("handoff"):
-        lines.append(
-            f"{handoff.blocks} KV blocks ({size(handoff.bytes)}) handed over from "
-            f"{handoff.prefill_worker} to {handoff.decode_worker} by {handoff.transport}, "
-            f"{handoff.skipped_blocks} already there, {1000 * handoff.exposed_s:.1f} ms exposed"
-            + (f", {handoff.retries} retries" if handoff.retries else "")
-        )
+        retries = f", {handoff.retries} retries" if handoff.retries else ""
+        lines.append(_handed_over(handoff) + retries)
     return lines
+
+
+def _handed_over(handoff: Handoff) -> str:
+    if handoff.prefill_worker == handoff.decode_worker:
+        return f"prompt and answer computed by {handoff.decode_worker}: no KV blocks handed over"
+    return (
+        f"{handoff.blocks} KV blocks ({size(handoff.bytes)}) handed over from "
+        f"{handoff.prefill_worker} to {handoff.decode_worker} by {handoff.transport}, "
+        f"{handoff.skipped_blocks} already there, {1000 * handoff.exposed_s:.1f} ms exposed"
+    )
 
 
 def size(num_bytes: float) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from baton.errors import BatonError
 
 COMMANDS = {
-    "up": "start a local cluster: a gateway, prefill and decode workers",
+    "up": "start a local cluster: a gateway and its workers",
     "down": "stop the cluster of the last `baton up`",
     "generate": "answer one prompt and print the figures",
     "chat": "talk with the model",
@@ -21,9 +21,9 @@ COMMANDS = {
     "models": "list models, or fetch the default one",
     "demo": "start a cluster, ask one question, print answer and figures, stop",
     "loadtest": "measure a cluster under load (baton loadtest --help)",
-    "serve": "run one service: baton serve gateway|prefill|decode (--help for its flags)",
+    "serve": "run one service: baton serve gateway|prefill|decode|both (--help for its flags)",
 }
-SERVICES = ("gateway", "prefill", "decode")
+SERVICES = ("gateway", "prefill", "decode", "both")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

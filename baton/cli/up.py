@@ -43,12 +43,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_cluster_flags(options: Options) -> None:
     """Add the flags that say what a local cluster is made of."""
-    options.value("--prefill", "1", "prefill workers", at_least(1), "M")
-    options.value("--decode", "1", "decode workers", at_least(1), "N")
+    options.value("--prefill", "", "prefill workers (default 1, or 0 with --both)", at_least(0), "M")
+    options.value("--decode", "", "decode workers (default 1, or 0 with --both)", at_least(0), "N")
+    options.value(
+        "--both", "", "co-located workers, which do both on one engine (default 0)", at_least(0), "K"
+    )
     options.value("--model", models.DEFAULT_MODEL, "directory, GGUF file, or name of a model to fetch")
     options.value("--model-name", "", "name to serve it under (default: the last part of --model)")
     options.value("--tokenizer", "", "directory with tokenizer.json (default: --model's)", metavar="DIR")
-    for kind in ("gateway", "prefill", "decode"):
+    for kind in ("gateway", "prefill", "decode", "both"):
         options.value(f"--{kind}-args", "", f"more flags for `baton serve {kind}`, in quotes", shlex.split)
 
 
@@ -88,8 +91,7 @@ def start_cluster(
     with StartDisplay() as display:
         cluster = LocalCluster(
             args.model,
-            args.prefill,
-            args.decode,
+            *worker_counts(args.prefill, args.decode, args.both),
             model_name=args.model_name,
             tokenizer=args.tokenizer,
             host=host,
@@ -98,12 +100,26 @@ def start_cluster(
             gateway_args=args.gateway_args,
             prefill_args=args.prefill_args,
             decode_args=args.decode_args,
+            both_args=args.both_args,
             run_dir=run.dir,
             on_progress=display.update,
         )
         cluster.start()
     print(f"{cluster.model_name} is ready after {time.monotonic() - started:.1f} s", flush=True)
     return cluster
+
+
+def worker_counts(prefill: int | None, decode: int | None, both: int | None) -> tuple[int, int, int]:
+    """Return how many workers of each kind to start; None: it was not said.
+
+    Raises:
+        ClusterError: together they could not answer.
+    """
+    usual = 0 if both else 1
+    counts = (usual if prefill is None else prefill, usual if decode is None else decode, both or 0)
+    if not (counts[0] or counts[2]) or not (counts[1] or counts[2]):
+        raise ClusterError("a prefill and a decode worker are needed, or one of --both")
+    return counts
 
 
 def _watch(cluster: LocalCluster, restart: bool) -> int:

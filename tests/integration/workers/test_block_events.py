@@ -41,9 +41,9 @@ class Gateway(registry_pb2_grpc.RegistryServiceServicer):
         self.registry = Registry("tiny", 60.0, time.monotonic)
 
     async def Register(self, request, context):  # noqa: N802
-        self.registry.register(request.worker)
+        worker = self.registry.register(request.worker)
         return registry_pb2.RegisterResponse(
-            beat_interval_ms=self._beat_interval_ms, receivers=self.registry.receivers()
+            beat_interval_ms=self._beat_interval_ms, receivers=self.registry.receivers(worker)
         )
 
     async def Beat(self, request, context):  # noqa: N802
@@ -149,17 +149,19 @@ async def test_receivers_come_with_registration() -> None:
     gateway = Gateway(beat_interval_ms=60_000)
     gateway.registry.register(info("earlier"))
     heard: list[list[str]] = []
+    later = info("later")
+    later.role = registry_pb2.WORKER_ROLE_PREFILL
     async with serve(gateway) as address:
         client = RegistryClient(
             [address],
-            info("later"),
+            later,
             registry_pb2.WorkerLoad,
             BlockJournal(1),
             lambda peers: heard.append([peer.worker_id for peer in peers]),
         )
         client.start()
         await eventually(lambda: bool(heard))
-        assert heard[0] == ["earlier", "later"]
+        assert heard[0] == ["earlier"]
         await client.stop()
 
 

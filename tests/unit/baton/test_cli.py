@@ -84,7 +84,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve"]) == 2
     assert main(["serve", "coffee"]) == 2
     assert main(["serve", "--help"]) == 0
-    assert "gateway,prefill,decode" in capsys.readouterr().err
+    assert "gateway,prefill,decode,both" in capsys.readouterr().err
 
 
 def test_a_known_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

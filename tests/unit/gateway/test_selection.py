@@ -77,10 +77,10 @@ def test_prefill_workers_share_the_prompts_of_co_located_ones_by_queue() -> None
 
 
 def test_what_the_reservation_holds_already_counts_for_computing_there() -> None:
-    cluster = Cluster("b0", "p0")
-    cluster.report("b0", pending_tokens=300)
-    assert cluster.prefill_for("b0") == "p0"
-    assert cluster.prefill_for("b0", cached=64) == "b0"
+    for cached, chosen in ((0, "p0"), (64, "b0")):
+        cluster = Cluster("b0", "p0")
+        cluster.report("b0", pending_tokens=300)
+        assert cluster.prefill_for("b0", cached) == chosen
 
 
 def test_a_co_located_worker_computes_for_decode_workers_and_alone() -> None:
