@@ -58,7 +58,7 @@ class Engine:
         scheduler = Scheduler(
             config, layout.groups, num_blocks, context_length, eos_token_ids, first_block=first_block
         )
-        self._loop = EngineLoop(scheduler, runner, self._publish)
+        self._loop = EngineLoop(scheduler, runner, self._publish, config.ahead)
         self._on_events = on_events
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         # Guards everything below.

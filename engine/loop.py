@@ -1,16 +1,33 @@
-"""The walk of a step: schedule, run, commit. Everything here is on the engine thread."""
+"""The walk of a step: schedule, launch, commit. Everything here is on the engine thread.
+
+    ahead = False      schedule 1, launch 1, commit 1, schedule 2, launch 2, commit 2 ...
+    ahead = True       schedule 1, launch 1, schedule 2, launch 2, commit 1, schedule 3 ...
+
+One step ahead, the host prepares a step while the device runs the one before, and the
+device always has the next one waiting.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from engine.errors import EngineError, StepFailedError
-from engine.events import Event, StepEvents
+from engine.events import StepEvents
 from engine.scheduler.scheduler import Scheduler
-from engine.step import Runner, SchedulerOutput, StepResult
+from engine.step import PendingStep, Runner, SchedulerOutput, StepResult
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step on the device."""
+
+    output: SchedulerOutput
+    pending: PendingStep
 
 
 class EngineLoop:
@@ -21,57 +38,94 @@ class EngineLoop:
         scheduler: Scheduler,
         runner: Runner,
         publish: Callable[[StepEvents, Sequence[str]], None],
+        ahead: bool = False,
     ) -> None:
         """Connect the parts.
 
         Args:
             publish: gets the events, and the ids of requests that hold nothing any more.
+            ahead: launch a step before the one in front of it is committed.
         """
         self.scheduler = scheduler
         self._runner = runner
         self._publish = publish
+        self._max_behind = 1 if ahead else 0
+        self._launched: deque[_Launched] = deque()
 
     def step(self) -> bool:
-        """Run one step; False: there was nothing to run, and will not be before another command.
+        """Launch the next step, commit the one whose turn it is.
 
-        A runner that raises costs the requests of this step; the engine goes on.
+        A runner that raises costs the requests of that step; the engine goes on.
+
+        Returns:
+            False: there was nothing to run, and will not be before another command.
         """
         output = self.scheduler.schedule()
         # Grants and cached blocks are of use while the step runs, so they do not wait for its end.
         self.publish(output.step)
-        if not output.rows:
-            return False
-        try:
-            result = self._run(output)
-        except Exception as error:
-            _log.exception("step %d failed", output.step)
-            self.scheduler.abandon(output, _as_step_failure(output.step, error))
+        if output.rows:
+            self._launch(output)
+        elif self._launched:
+            self._finish_oldest()
         else:
-            self.scheduler.commit(output, result)
-        self.publish(output.step)
+            return False
+        while len(self._launched) > self._max_behind:
+            self._finish_oldest()
         return True
 
-    def _run(self, output: SchedulerOutput) -> StepResult:
-        result = self._runner.launch(output).wait()
-        missing = [
-            row.request.request_id
-            for row in output.rows
-            if row.sample and row.request.request_id not in result.sampled
-        ]
-        if missing:
-            raise StepFailedError(f"step {output.step}: the runner sampled nothing for {missing}")
-        return result
+    def _launch(self, output: SchedulerOutput) -> None:
+        try:
+            self._launched.append(_Launched(output, self._runner.launch(output)))
+        except Exception as error:
+            # The steps before it are not to blame.
+            while self._launched:
+                self._finish_oldest()
+            self._abandon(output, error)
+
+    def _finish_oldest(self) -> None:
+        """Wait for the oldest step on the device and take in what it brought."""
+        launched = self._launched.popleft()
+        output = launched.output
+        try:
+            result = launched.pending.wait()
+            _check_complete(output, result)
+        except Exception as error:
+            self._abandon(output, error)
+            return
+        self.scheduler.commit(output, result)
+        self.publish(output.step)
+
+    def _abandon(self, output: SchedulerOutput, error: Exception) -> None:
+        _log.error("step %d failed", output.step, exc_info=error)
+        self.scheduler.abandon(output, _as_step_failure(output.step, error))
+        self.publish(output.step)
 
     def publish(self, step: int) -> None:
         """Hand over what happened since the last time."""
-        events: list[Event] = self.scheduler.take_events()
+        events = self.scheduler.take_events()
         self._publish(StepEvents(step, tuple(events)), self.scheduler.take_ended())
 
     def fail_all(self, error: EngineError) -> None:
-        """End every request with an error and free everything."""
+        """End every request with an error and free everything, once the device has come to rest."""
+        while self._launched:
+            launched = self._launched.popleft()
+            try:
+                launched.pending.wait()
+            except Exception as failure:
+                _log.error("step %d failed", launched.output.step, exc_info=failure)
+            self.scheduler.abandon(launched.output, error)
         for request_id in self.scheduler.request_ids:
             self.scheduler.fail(request_id, error)
         self.publish(self.scheduler.stats().steps)
+
+
+def _check_complete(output: SchedulerOutput, result: StepResult) -> None:
+    sampled = result.sampled
+    missing = [
+        row.request.request_id for row in output.rows if row.sample and row.request.request_id not in sampled
+    ]
+    if missing:
+        raise StepFailedError(f"step {output.step}: the runner sampled nothing for {missing}")
 
 
 def _as_step_failure(step: int, error: Exception) -> EngineError:

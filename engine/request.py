@@ -4,7 +4,8 @@ The engine thread alone changes a Request. Its tokens are the prompt followed by
 the output; `num_computed_tokens` of them have their KV in blocks. The scheduler
 always runs tokens[num_computed : num_computed + n]; when that reaches the end of
 the tokens, the row is sampled. Prefill, decode, recompute after a preemption and
-speculation are all that one rule.
+speculation are all that one rule. While a step is under way, what it computes and
+draws counts as done already; only which token it draws is not known yet.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ class Request:
         given: compute into these blocks instead of own ones; needs hold_blocks.
         max_new_tokens: stop after this many sampled here; 1 in the prefill role. None: sampling decides.
         grammar: keeps the answer inside a grammar; None: it is free.
-        num_computed_tokens: KV present.
+        num_computed_tokens: KV present, or written by a step under way.
+        num_pending_tokens: drawn by steps under way and not in token_ids yet.
+        num_rows_under_way: steps under way that run it.
         num_cached_tokens: KV that the prefix cache gave at first admission.
         block_ids: block table, one list a cache group.
         num_preemptions: times that it lost its blocks.
@@ -112,6 +115,8 @@ class Request:
     grammar: GrammarState | None = None
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
+    num_rows_under_way: int = 0
     num_cached_tokens: int = 0
     block_ids: list[list[int]] = field(default_factory=list)
     num_preemptions: int = 0
@@ -136,5 +141,5 @@ class Request:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens whose KV is missing; 1 for a request in decode."""
-        return len(self.token_ids) - self.num_computed_tokens
+        """Tokens whose KV is missing, pending ones included; 1 for a request in decode."""
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens

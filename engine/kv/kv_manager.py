@@ -4,12 +4,16 @@ Life of a table: `admit` pins cached leading blocks and allocates the rest, all 
 nothing; `grow` adds blocks as tokens come and copies a shared block before it is
 written; `register` offers blocks to the cache once all their slots are final;
 `free` gives everything back, once. `Request.block_ids` is the table itself.
+
+Between `begin_step` and `end_step` a step may touch blocks: what is let go of in that
+time is nobody's until the step is over (block_pool.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import OutOfBlocksError
@@ -17,7 +21,7 @@ from engine.kv.block_events import BlockJournal
 from engine.kv.block_pool import BlockPool
 from engine.kv.layout import CacheGroup, CacheKind
 from engine.request import Request
-from engine.step import BlockCopy
+from engine.step import BlockCopy, ScheduledRow
 from kvhash.chain import HashChain
 
 _BLOCKWISE = frozenset({CacheKind.ATTENTION, CacheKind.LATENT})
@@ -57,6 +61,7 @@ class KVManager:
             for index in range(len(groups))
         )
         self._prefix_cache = prefix_cache
+        self._step = 0
         self._tables: dict[str, _Table] = {}
         self._chains: dict[str, list[HashChain]] = {}
         self.num_blocks = num_blocks * len(groups)
@@ -65,8 +70,30 @@ class KVManager:
 
     @property
     def num_free(self) -> int:
-        """Free blocks over all groups."""
-        return sum(pool.num_free for pool in self._pools)
+        """Blocks that no table holds, over all groups; those that retire included."""
+        return sum(pool.num_free + pool.num_retiring for pool in self._pools)
+
+    def begin_step(self, step: int, rows: Sequence[ScheduledRow]) -> None:
+        """A step of these rows goes to the device; `copies` of `grow` before it belong to it."""
+        self._step = step
+        for index, (group, pool) in enumerate(zip(self._groups, self._pools, strict=True)):
+            size = group.block_size
+            written: list[int] = []
+            for row in rows:
+                if row.request.given is not None:
+                    continue
+                first = row.start // size
+                if row.num_tokens == 1:
+                    written.append(row.request.block_ids[index][first])
+                else:
+                    end = (row.start + row.num_tokens - 1) // size + 1
+                    written += row.request.block_ids[index][first:end]
+            pool.begin_step(step, written)
+
+    def end_step(self, step: int) -> None:
+        """A step is over, and so are all before it."""
+        for pool in self._pools:
+            pool.end_step(step)
 
     def fits(self, num_slots: int) -> bool:
         """Whether a request of so many tokens fits an empty pool."""
@@ -97,7 +124,7 @@ class KVManager:
         needs = []
         for group, pool, cached in zip(self._groups, self._pools, hits, strict=True):
             need = group.num_blocks_for(num_slots) - len(cached)
-            revived = sum(pool.ref_count(block_id) == 0 for block_id in cached)
+            revived = sum(pool.is_free(block_id) for block_id in cached)
             if need + revived + spare > pool.num_free:
                 raise OutOfBlocksError(
                     f"{need + revived} KV blocks and {spare} spare wanted, "
@@ -135,7 +162,6 @@ class KVManager:
                 pool.share(block_id)
                 pool.release(table.block_ids[index][first + offset])
                 table.block_ids[index][first + offset] = block_id
-            table.num_registered[index] = end // self._groups[index].block_size
         request.num_computed_tokens = end
         return end - start
 
@@ -143,7 +169,7 @@ class KVManager:
         """Make the slots from num_computed_tokens up to `num_slots` writable.
 
         Returns:
-            copies to make before anything is written: a partly filled block that others hold too.
+            copies for the next step to make before it writes: a partly filled block that others hold too.
         Raises:
             OutOfBlocksError: too few free blocks; nothing was taken.
         """
@@ -151,10 +177,7 @@ class KVManager:
             return []
         block_ids = self._tables[request.request_id].block_ids
         start = request.num_computed_tokens
-        wanted = []
-        for group, pool, ids in zip(self._groups, self._pools, block_ids, strict=True):
-            shared = start % group.block_size != 0 and pool.ref_count(ids[start // group.block_size]) > 1
-            wanted.append((max(0, group.num_blocks_for(num_slots) - len(ids)), shared))
+        wanted = self._wanted(request, num_slots)
         if all(need == 0 and not shared for need, shared in wanted):
             return []
         for pool, (need, shared) in zip(self._pools, wanted, strict=True):
@@ -169,34 +192,55 @@ class KVManager:
                 position = start // self._groups[index].block_size
                 src, dst = block_ids[index][position], pool.allocate(1)[0]
                 block_ids[index][position] = dst
+                pool.pin(src, self._step + 1)
                 pool.release(src)
                 copies.append(BlockCopy(index, src, dst))
         return copies
 
-    def register(self, request: Request) -> None:
-        """Offer the blocks that num_computed_tokens fills to the prefix cache."""
+    def grows_later(self, request: Request, num_slots: int) -> bool:
+        """Whether `grow` has the blocks it wants once the steps under way are over."""
+        return all(
+            need + shared <= pool.num_free + pool.num_retiring
+            for pool, (need, shared) in zip(self._pools, self._wanted(request, num_slots), strict=True)
+        )
+
+    def _wanted(self, request: Request, num_slots: int) -> list[tuple[int, bool]]:
+        """Of each group: blocks to add, and whether the block of the first slot is shared."""
+        start = request.num_computed_tokens
+        wanted = []
+        for group, pool, ids in zip(self._groups, self._pools, request.block_ids, strict=True):
+            shared = start % group.block_size != 0 and pool.ref_count(ids[start // group.block_size]) > 1
+            wanted.append((max(0, group.num_blocks_for(num_slots) - len(ids)), shared))
+        return wanted
+
+    def register(self, request: Request, num_tokens: int) -> None:
+        """Offer the blocks that the first `num_tokens` tokens fill to the prefix cache.
+
+        Their KV is complete: the steps that wrote it are over.
+        """
         if not self._prefix_cache or request.given is not None:
             return
         table = self._tables[request.request_id]
-        for index, group in enumerate(self._groups):
-            num_full = request.num_computed_tokens // group.block_size
+        for index, (group, pool) in enumerate(zip(self._groups, self._pools, strict=True)):
+            num_full = num_tokens // group.block_size
             for position in range(table.num_registered[index], num_full):
-                block_hash = self._chain(request, index).get(request.token_ids, position)
-                self._pools[index].register(table.block_ids[index][position], block_hash)
+                block_id = table.block_ids[index][position]
+                # Adopted and inherited blocks are cached already.
+                if not pool.is_cached(block_id):
+                    pool.register(block_id, self._chain(request, index).get(request.token_ids, position))
             table.num_registered[index] = max(table.num_registered[index], num_full)
 
     def fork(self, parent: Request, child: Request) -> None:
-        """Let a child share the blocks that hold its parent's computed tokens; it starts with the same."""
+        """Let a child share the blocks of its num_computed_tokens; its parent has computed as many."""
         source = self._tables[parent.request_id]
         block_ids = []
         for group, pool, ids in zip(self._groups, self._pools, source.block_ids, strict=True):
-            shared = ids[: group.num_blocks_for(parent.num_computed_tokens)]
+            shared = ids[: group.num_blocks_for(child.num_computed_tokens)]
             for block_id in shared:
                 pool.share(block_id)
             block_ids.append(shared)
         self._tables[child.request_id] = _Table(block_ids, list(source.num_registered))
         child.block_ids = block_ids
-        child.num_computed_tokens = parent.num_computed_tokens
 
     def free(self, request: Request) -> None:
         """Give back all blocks of an admitted request; full ones stay cached until they are evicted."""

@@ -14,14 +14,17 @@ class FilledBlocks:
         self._groups = groups
         self._reported: dict[str, list[int]] = {}
 
-    def advance(self, request: Request) -> list[BlocksFilled]:
-        """Return the blocks that became final: the full ones, and with the last token the partial one."""
+    def advance(self, request: Request, num_tokens: int) -> list[BlocksFilled]:
+        """Return the blocks that became final: the full ones, and with the last token the partial one.
+
+        Args:
+            num_tokens: leading tokens whose KV is complete.
+        """
         reported = self._reported.setdefault(request.request_id, [0] * len(self._groups))
         events = []
         for index, group in enumerate(self._groups):
-            computed = request.num_computed_tokens
-            done = computed == request.num_tokens
-            end = group.num_blocks_for(computed) if done else computed // group.block_size
+            done = num_tokens == request.num_tokens
+            end = group.num_blocks_for(num_tokens) if done else num_tokens // group.block_size
             first = reported[index]
             if end > first:
                 blocks = tuple(request.block_ids[index][first:end])

@@ -9,30 +9,41 @@ requests, and a request that reaches the end of its tokens is sampled.
                   those behind it, so nobody starves. Requests to compute and requests
                   for a reservation stand in the same queue
                 3 chunks of prompts with what is left of the budget (chunks.py)
-    commit()    advance, report blocks, cache full ones, append tokens, finish
+    commit()    report blocks, cache full ones, append tokens, finish
 
 A request is admitted with blocks for all its tokens and the next one, and only if
 a spare block remains for each request that may grow; so prompts never run out of
 blocks half way, and admission does not lead straight to preemption.
+
+A step may be scheduled before the one ahead of it is committed. So requests advance
+when they are scheduled, by one *pending* token where they are sampled; commit says
+which token it was. A request that turns out to have ended wastes its row in the step
+behind, and that is all: blocks let go of meanwhile are nobody's until that step is
+over. So whoever is short of blocks gets those of a preempted request a step later,
+and a preempted request, which keeps the token under way, has it before it runs again.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 from engine.config import EngineConfig
 from engine.errors import BlocksWithdrawnError, EngineError, OutOfBlocksError, QueueFullError
-from engine.events import Event, RequestCancelled, RequestFailed, ReservationGranted, TokenSampled
+from engine.events import Event, ReservationGranted, TokenSampled
 from engine.kv.block_events import BlockJournal
 from engine.kv.kv_manager import KVManager
 from engine.kv.layout import CacheGroup
 from engine.request import Request, RequestStatus
+from engine.scheduler.batch import Batch
 from engine.scheduler.chunks import cut_chunks
 from engine.scheduler.counters import Counters
 from engine.scheduler.filled_blocks import FilledBlocks
-from engine.scheduler.finish import finish_reason
+from engine.scheduler.finish import finish_reason, runs_ahead
+from engine.scheduler.outbox import Outbox
+from engine.scheduler.roster import Roster
 from engine.scheduler.step_clock import StepClock
-from engine.scheduler.urgency_list import UrgencyList
+from engine.scheduler.urgency_list import urgency
 from engine.stats import EngineStats
 from engine.step import BlockCopy, SampledToken, ScheduledRow, SchedulerOutput, StepResult
 
@@ -56,21 +67,17 @@ class Scheduler:
         self._kv = KVManager(groups, num_blocks, config.prefix_cache, first_block=first_block)
         self._context_length = context_length
         self._eos_token_ids = eos_token_ids
-        # So that each running request can have a token in each step, and none waits for ever.
-        self._max_running = min(config.max_running, config.max_step_tokens)
-        # More spare blocks than this would keep memory idle for growth that is far away.
-        self._max_spare = max(1, num_blocks // 8)
-        self._requests: dict[str, Request] = {}
-        self._queue = UrgencyList()
-        self._queued_tokens = 0
-        self._running = UrgencyList()
-        self._num_reserved = 0
         self._filled = FilledBlocks(groups)
+        self._outbox = Outbox()
+        # So that each running request can have a token in each step, and none waits for ever;
+        # more spare blocks than an eighth would keep memory idle for growth that is far away.
+        batch = Batch(min(config.max_running, config.max_step_tokens), max(1, num_blocks // 8))
+        self._roster = Roster(self._kv, batch, self._filled, self._outbox)
+        self._queue = self._roster.queue
+        self._running = self._roster.running
+        self._under_way: dict[int, SchedulerOutput] = {}
         self._shortest_first = False
         self._step = 0
-        self._events: list[Event] = []
-        self._finished_ids: list[str] = []
-        self._ended_ids: list[str] = []
         self._counters = Counters()
         self._clock = StepClock()
 
@@ -89,14 +96,11 @@ class Scheduler:
     @property
     def request_ids(self) -> tuple[str, ...]:
         """All requests that have not ended."""
-        return tuple(self._requests)
+        return tuple(self._roster.requests)
 
     def add(self, request: Request) -> None:
         """Queue a request whose status is WAITING (to be computed here) or QUEUED (for a reservation)."""
-        assert request.status in (RequestStatus.WAITING, RequestStatus.QUEUED), request.status
-        assert request.request_id not in self._requests, f"{request.request_id} is here already"
-        self._requests[request.request_id] = request
-        self._enqueue(request)
+        self._roster.add(request)
 
     def commit_reservation(self, request_id: str, first_token: int) -> None:
         """Let a reserved request join the batch: the KV of all its tokens has arrived.
@@ -104,16 +108,14 @@ class Scheduler:
         A request that ended in the meantime is no error: commands cross. If `first_token` ends
         the answer, the request ends here.
         """
-        request = self._requests.get(request_id)
-        if request is None or request.status is not RequestStatus.RESERVED:
+        request = self._roster.reserved(request_id)
+        if request is None:
             _log.warning("commit of %s, which holds no reservation, was dropped", request_id)
             return
-        self._num_reserved -= 1
         request.num_computed_tokens = request.num_tokens
-        self._kv.register(request)
+        self._kv.register(request, request.num_tokens)
         request.token_ids.append(first_token)
-        request.status = RequestStatus.RUNNING
-        self._running.add(request)
+        self._roster.start(request)
         if finish_reason(request, self._eos_token_ids, self._context_length) is not None:
             self.cancel(request_id)
 
@@ -122,27 +124,19 @@ class Scheduler:
 
         A request that ended in the meantime is no error: commands cross.
         """
-        request = self._requests.get(request_id)
-        if request is None or request.status is not RequestStatus.RESERVED:
+        request = self._roster.reserved(request_id)
+        if request is None:
             _log.warning("compute of %s, which holds no reservation, was dropped", request_id)
             return
-        self._num_reserved -= 1
-        request.status = RequestStatus.RUNNING
-        self._running.add(request)
+        self._roster.start(request)
 
     def cancel(self, request_id: str) -> None:
         """End a request in any state, a held one too, and free its blocks. Idempotent."""
-        request = self._requests.get(request_id)
-        if request is not None:
-            self._end(request)
-            self._events.append(RequestCancelled(request_id))
+        self._roster.cancel(request_id)
 
     def fail(self, request_id: str, error: EngineError) -> None:
         """End a request with an error and free its blocks. Idempotent."""
-        request = self._requests.get(request_id)
-        if request is not None:
-            self._end(request)
-            self._events.append(RequestFailed(request_id, error))
+        self._roster.fail(request_id, error)
 
     def fork(self, parent_id: str, child: Request) -> None:
         """Start a request from the state of a decoding one; they share blocks until one writes.
@@ -152,66 +146,82 @@ class Scheduler:
         Raises:
             QueueFullError: the batch is full.
         """
-        parent = self._requests[parent_id]
+        parent = self._roster.requests[parent_id]
         assert parent.status is RequestStatus.RUNNING, f"{parent_id} is {parent.status.value}"
         assert parent.num_uncomputed_tokens == 1, f"{parent_id} does not decode yet"
         assert child.token_ids == parent.token_ids, "a child starts with its parent's tokens"
-        if self._num_places == 0:
-            raise QueueFullError(f"max_running: the batch is full with {self._max_running} requests")
+        if self._running.num_places == 0:
+            raise QueueFullError(f"max_running: the batch is full with {self._running.max_running} requests")
+        # One token at least is left to compute: what the parent has under way draws for the parent alone.
+        child.num_computed_tokens = child.num_tokens - 1
         self._kv.fork(parent, child)
-        self._requests[child.request_id] = child
-        child.status = RequestStatus.RUNNING
-        self._running.add(child)
+        self._roster.join(child)
 
     # A step.
 
     def schedule(self) -> SchedulerOutput:
-        """Choose what the next step runs; grants reservations too. The rows may be empty."""
+        """Choose what the next step runs; grants reservations too. The rows may be empty.
+
+        Steps with rows are launched and committed (or abandoned) in order; at most one is
+        under way when the next one is scheduled.
+        """
         self._step += 1
         copies: list[BlockCopy] = []
-        for request in tuple(self._running):
-            self._is_withdrawn(request)
-        rows = self._schedule_decode(copies)
-        self._admit()
-        rows += self._schedule_chunks(rows)
+        rows, prompts = self._schedule_decode(copies)
+        prompts += self._admit()
+        rows += self._schedule_chunks(prompts, self._config.max_step_tokens - len(rows))
         if not rows:
             return SchedulerOutput(self._step, ())
         self._clock.begin(self._step, rows)
-        finished, self._finished_ids = tuple(self._finished_ids), []
-        return SchedulerOutput(self._step, tuple(rows), tuple(copies), finished)
+        self._kv.begin_step(self._step, rows)
+        output = SchedulerOutput(self._step, tuple(rows), tuple(copies), self._outbox.take_dropped())
+        self._under_way[self._step] = output
+        return output
 
     def commit(self, output: SchedulerOutput, result: StepResult) -> None:
-        """Take in what a step computed. Rows whose request was ended or preempted meanwhile are dropped."""
+        """Take in what a step computed. Rows whose request has ended meanwhile are dropped."""
         self._clock.end(output)
+        self._land(output)
         for row in output.rows:
             request = row.request
-            if request.status is not RequestStatus.RUNNING or request.num_computed_tokens != row.start:
+            if request.status is RequestStatus.FINISHED:
                 continue
-            request.num_computed_tokens = row.start + row.num_tokens
             self._counters.computed_tokens += row.num_tokens
-            self._kv.register(request)
-            if request.hold_blocks:
-                self._events += self._filled.advance(request)
+            # A preempted one has lost what it computed, but not what it drew.
+            if request.status is RequestStatus.RUNNING:
+                end = row.start + row.num_tokens
+                self._kv.register(request, end)
+                if request.hold_blocks:
+                    self._outbox.events += self._filled.advance(request, end)
             if row.sample:
                 self._append(request, result.sampled[request.request_id])
 
     def abandon(self, output: SchedulerOutput, error: EngineError) -> None:
         """Fail the requests of a step that the runner did not finish."""
         self._clock.drop(output.step)
+        self._land(output)
+        requests = self._roster.requests
         for row in output.rows:
-            self.fail(row.request.request_id, error)
+            # Another request may have the id by now.
+            if requests.get(row.request.request_id) is row.request:
+                self.fail(row.request.request_id, error)
         # The runner may not have got so far as to drop these.
-        self._finished_ids += output.finished_request_ids
+        self._outbox.dropped_ids += [i for i in output.finished_request_ids if i not in requests]
+
+    def _land(self, output: SchedulerOutput) -> None:
+        """A step is not under way any more."""
+        del self._under_way[output.step]
+        self._kv.end_step(output.step)
+        for row in output.rows:
+            self._roster.land(row)
 
     def take_events(self) -> list[Event]:
         """Return the events since the last call, in order."""
-        events, self._events = self._events, []
-        return events
+        return self._outbox.take_events()
 
     def take_ended(self) -> list[str]:
         """Return the ids of requests that ended, holding nothing, since the last call."""
-        ended, self._ended_ids = self._ended_ids, []
-        return ended
+        return self._outbox.take_ended()
 
     # Parts of a step.
 
@@ -223,101 +233,117 @@ class Scheduler:
         self.fail(request.request_id, withdrawn)
         return True
 
-    def _schedule_decode(self, copies: list[BlockCopy]) -> list[ScheduledRow]:
-        rows = []
+    def _schedule_decode(self, copies: list[BlockCopy]) -> tuple[list[ScheduledRow], list[Request]]:
+        """Return the rows of requests that decode, and the other running requests."""
+        rows, prompts = [], []
         for request in tuple(self._running):
             # One further up may have preempted this one.
-            if request.status is not RequestStatus.RUNNING or request.num_uncomputed_tokens != 1:
+            if request.status is not RequestStatus.RUNNING:
                 continue
-            if self._make_room(request, copies):
-                rows.append(ScheduledRow(request, request.num_computed_tokens, 1, sample=True))
-        return rows
+            if request.given is not None and self._is_withdrawn(request):
+                continue
+            if request.num_uncomputed_tokens != 1:
+                prompts.append(request)
+            elif request.num_pending_tokens and not runs_ahead(request, self._context_length):
+                continue
+            elif self._make_room(request, copies):
+                rows.append(self._row(request, 1))
+        return rows, prompts
 
-    def _schedule_chunks(self, decode: list[ScheduledRow]) -> list[ScheduledRow]:
+    def _schedule_chunks(self, prompts: list[Request], budget: int) -> list[ScheduledRow]:
         """Share what decode left of the budget; prompts have their blocks since admission."""
-        if len(decode) == len(self._running):
+        if not prompts:
             return []
-        decoding = {row.request.request_id for row in decode}
-        prompts = [request for request in self._running if request.request_id not in decoding]
+        prompts.sort(key=urgency)
         for request in prompts:
             self._adopt(request)
-        budget = self._config.max_step_tokens - len(decode)
         chunks = cut_chunks(
             prompts, budget, self._config.max_chunk_tokens, self._kv.unit, self._shortest_first
         )
         self._shortest_first = not self._shortest_first
-        rows = [
-            ScheduledRow(request, request.num_computed_tokens, n, sample=n == request.num_uncomputed_tokens)
-            for request, n in chunks
-        ]
         # One-token rows first, so that the decode part of a batch is one run.
-        rows.sort(key=lambda row: row.num_tokens > 1)
-        return rows
+        chunks.sort(key=lambda chunk: chunk[1] > 1)
+        return [self._row(request, num_tokens) for request, num_tokens in chunks]
 
-    def _admit(self) -> None:
-        """Admit from the head of the queue while there is room; grant reservations."""
-        while self._queue and self._num_places:
+    def _row(self, request: Request, num_tokens: int) -> ScheduledRow:
+        """Schedule the next tokens of a request; it advances at once."""
+        start = request.num_computed_tokens
+        sample = num_tokens == request.num_uncomputed_tokens
+        row = ScheduledRow(request, start, num_tokens, sample, pending=request.num_pending_tokens > 0)
+        request.num_computed_tokens = start + num_tokens
+        request.num_pending_tokens += sample
+        request.num_rows_under_way += 1
+        return row
+
+    def _admit(self) -> list[Request]:
+        """Admit from the head of the queue while there is room; grant reservations.
+
+        Returns:
+            requests that run now.
+        """
+        admitted: list[Request] = []
+        while self._queue and self._running.num_places:
             request = self._queue.head
             if self._is_withdrawn(request):
                 continue
-            reserves = request.status is RequestStatus.QUEUED
             num_slots = request.num_tokens + (not request.hold_blocks)
             if request.given is None and not self._kv.fits(num_slots):
                 self.fail(request.request_id, self._outgrown(request))
                 continue
             try:
-                self._kv.admit(request, num_slots, leave=1, spare=self._spare())
+                self._kv.admit(request, num_slots, leave=1, spare=self._running.num_spare)
             except OutOfBlocksError:
-                return
-            self._dequeue(request)
+                break
+            self._roster.admit(request)
             if request.num_preemptions == 0:
                 request.num_cached_tokens = request.num_computed_tokens
                 self._counters.prefix_query_tokens += request.num_tokens
                 self._counters.prefix_hit_tokens += request.num_cached_tokens
-            if reserves:
-                request.status = RequestStatus.RESERVED
-                self._num_reserved += 1
+            if request.status is RequestStatus.RESERVED:
                 self._grant(request)
-            else:
-                request.status = RequestStatus.RUNNING
-                self._running.add(request)
-                if request.hold_blocks:
-                    self._events += self._filled.advance(request)
-
-    @property
-    def _num_places(self) -> int:
-        """Requests that the batch can still take; a reservation holds the place that it will need."""
-        return self._max_running - len(self._running) - self._num_reserved
-
-    def _spare(self) -> int:
-        growing = self._num_reserved + sum(not request.hold_blocks for request in self._running)
-        return min(growing, self._max_spare)
+                continue
+            admitted.append(request)
+            if request.hold_blocks:
+                self._outbox.events += self._filled.advance(request, request.num_computed_tokens)
+        return admitted
 
     def _grant(self, request: Request) -> None:
         block_ids = tuple(tuple(ids) for ids in request.block_ids)
-        self._events.append(ReservationGranted(request.request_id, block_ids, request.num_cached_tokens))
+        self._outbox.events.append(
+            ReservationGranted(request.request_id, block_ids, request.num_cached_tokens)
+        )
 
     def _adopt(self, request: Request) -> None:
         gained = self._kv.adopt(request, leave=1)
         if gained and request.num_preemptions == 0:
             request.num_cached_tokens += gained
             self._counters.prefix_hit_tokens += gained
-        if gained and request.hold_blocks:
-            self._events += self._filled.advance(request)
+        # What a step under way computes is not final yet; commit reports it, and this after it.
+        if gained and request.hold_blocks and request.num_rows_under_way == 0:
+            self._outbox.events += self._filled.advance(request, request.num_computed_tokens)
 
     def _make_room(self, request: Request, copies: list[BlockCopy]) -> bool:
-        """Make the next slot writable; preempts the least urgent, which may be the request itself: False."""
-        num_slots = request.num_tokens
+        """Make the next slot writable; preempts the least urgent, which may be the request itself.
+
+        Returns:
+            False: not in this step.
+        """
+        num_slots = request.num_computed_tokens + 1
         while True:
             try:
                 copies += self._kv.grow(request, num_slots)
                 return True
             except OutOfBlocksError:
                 if not self._kv.fits(num_slots):
-                    self.fail(request.request_id, self._outgrown(request))
+                    # First comes the token that is under way.
+                    if request.num_rows_under_way == 0:
+                        self.fail(request.request_id, self._outgrown(request))
                     return False
-            victim = next(r for r in reversed(self._running) if not r.hold_blocks)
-            self._preempt(victim)
+            if self._kv.grows_later(request, num_slots):
+                return False
+            victim = self._running.least_urgent()
+            self._roster.preempt(victim)
+            self._counters.preemptions += 1
             if victim is request:
                 return False
 
@@ -327,63 +353,21 @@ class Scheduler:
             f"{self._kv.num_blocks} KV blocks (kv_bytes)"
         )
 
-    def _preempt(self, request: Request) -> None:
-        self._running.remove(request)
-        self._kv.free(request)
-        request.status = RequestStatus.WAITING
-        request.num_preemptions += 1
-        self._counters.preemptions += 1
-        self._enqueue(request)
-
     def _append(self, request: Request, token: SampledToken) -> None:
         if request.grammar is not None and request.grammar.error is not None:
             self.fail(request.request_id, request.grammar.error)
             return
-        request.token_ids.append(token.token_id)
-        request.num_sampled_tokens += 1
+        self._roster.append(request, token.token_id)
         self._counters.sampled_tokens += 1
         reason = finish_reason(request, self._eos_token_ids, self._context_length)
-        self._events.append(TokenSampled(request.request_id, token, reason, request.num_cached_tokens))
-        if reason is None and request.num_sampled_tokens != request.max_new_tokens:
-            return
-        if request.hold_blocks:
-            self._running.remove(request)
-            request.status = RequestStatus.FINISHED
-            self._finished_ids.append(request.request_id)
-        else:
-            self._end(request)
+        self._outbox.events.append(TokenSampled(request.request_id, token, reason, request.num_cached_tokens))
+        if reason is not None or request.num_sampled_tokens == request.max_new_tokens:
+            if request.hold_blocks:
+                self._roster.hold(request)
+            else:
+                self._roster.end(request)
 
-    # Bookkeeping.
-
-    def _enqueue(self, request: Request) -> None:
-        self._queue.add(request)
-        if request.status is RequestStatus.WAITING:
-            self._queued_tokens += request.num_tokens
-
-    def _dequeue(self, request: Request) -> None:
-        self._queue.remove(request)
-        if request.status is RequestStatus.WAITING:
-            self._queued_tokens -= request.num_tokens
-
-    def _end(self, request: Request) -> None:
-        """Take a request out of wherever it is; it holds nothing afterwards."""
-        del self._requests[request.request_id]
-        match request.status:
-            case RequestStatus.WAITING | RequestStatus.QUEUED:
-                self._dequeue(request)
-            case RequestStatus.RESERVED:
-                self._num_reserved -= 1
-                self._kv.free(request)
-            case RequestStatus.RUNNING:
-                self._running.remove(request)
-                self._kv.free(request)
-            case RequestStatus.FINISHED:
-                self._kv.free(request)
-        request.status = RequestStatus.FINISHED
-        self._kv.forget(request)
-        self._filled.forget(request)
-        self._finished_ids.append(request.request_id)
-        self._ended_ids.append(request.request_id)
+    # The picture.
 
     def stats(self) -> EngineStats:
         """Return a picture of now."""
@@ -394,8 +378,8 @@ class Scheduler:
             used_blocks=self._kv.num_blocks - free,
             running=len(self._running),
             waiting=len(self._queue),
-            reserved=self._num_reserved,
-            pending_tokens=self._queued_tokens + sum(r.num_uncomputed_tokens for r in self._running),
+            reserved=self._running.num_reserved,
+            pending_tokens=self._roster.num_uncomputed_tokens,
             computed_tokens=self._counters.computed_tokens,
             sampled_tokens=self._counters.sampled_tokens,
             prefix_query_tokens=self._counters.prefix_query_tokens,
@@ -407,21 +391,8 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless requests, lists and blocks agree with each other."""
-        self._kv.check_invariants()
-        by_status = {
-            status: [r for r in self._requests.values() if r.status is status] for status in RequestStatus
-        }
-        waiting = by_status[RequestStatus.WAITING] + by_status[RequestStatus.QUEUED]
-        assert {r.request_id for r in self._queue} == {r.request_id for r in waiting}, (
-            "queue and status differ"
-        )
-        assert {r.request_id for r in self._running} == {
-            r.request_id for r in by_status[RequestStatus.RUNNING]
-        }, "batch and status differ"
-        assert self._num_reserved == len(by_status[RequestStatus.RESERVED]), "reservations miscounted"
-        assert self._num_places >= 0, "the batch is too large"
-        assert self._queued_tokens == sum(r.num_tokens for r in by_status[RequestStatus.WAITING])
-        for request in self._requests.values():
-            assert bool(request.block_ids) == (
-                request.status not in (RequestStatus.WAITING, RequestStatus.QUEUED)
-            )
+        self._roster.check_invariants()
+        rows = Counter(row.request for output in self._under_way.values() for row in output.rows)
+        for request in self._roster.requests.values():
+            assert request.num_rows_under_way == rows[request], f"{request.request_id}: rows miscounted"
+            assert request.num_pending_tokens <= rows[request], f"{request.request_id} awaits too much"

@@ -32,14 +32,15 @@ class EngineDriver:
         ended: ids that the scheduler let go of.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: VerifyingRunner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: VerifyingRunner, ahead: bool = False) -> None:
         self.scheduler = scheduler
         self.runner = runner
-        self.loop = EngineLoop(scheduler, runner, self._publish)
+        self.loop = EngineLoop(scheduler, runner, self._publish, ahead)
         self.tokens: dict[str, list[int]] = {}
         self.reasons: dict[str, FinishReason | None] = {}
         self.granted: dict[str, ReservationGranted] = {}
         self.filled: dict[str, list[int]] = {}
+        self._filled_elsewhere: dict[str, list[int]] = {}
         self.failed: dict[str, EngineError] = {}
         self.cancelled: set[str] = set()
         self.ended: set[str] = set()
@@ -56,9 +57,7 @@ class EngineDriver:
         self.submit(*requests)
 
     def fill_and_commit(self, request: Request, first_token: int) -> None:
-        """Do what a prefill worker and a transfer do."""
-        grant = self.granted[request.request_id]
-        self.runner.fill(request, grant.block_ids, grant.num_cached_tokens)
+        """Do what a prefill worker and a transfer do; the KV came as soon as the blocks were granted."""
         self.scheduler.commit_reservation(request.request_id, first_token)
 
     def step(self) -> bool:
@@ -87,10 +86,11 @@ class EngineDriver:
                     self.tokens.setdefault(request_id, []).append(event.token.token_id)
                     self.reasons[request_id] = event.finish_reason
                 case ReservationGranted():
-                    self.granted[request_id] = event
+                    self._fill(event)
                 case BlocksFilled():
                     self._check_filled(event)
                 case RequestFailed():
+                    assert not isinstance(event.error.__cause__, AssertionError), event.error
                     self.failed[request_id] = event.error
                 case RequestCancelled():
                     self.cancelled.add(request_id)
@@ -98,10 +98,20 @@ class EngineDriver:
             assert request_id not in self.ended, f"{request_id} ended twice"
             self.ended.add(request_id)
 
+    def _fill(self, grant: ReservationGranted) -> None:
+        """Another process writes into blocks at once, whatever the device does."""
+        request = self.requests[grant.request_id]
+        self.granted[grant.request_id] = grant
+        for group, ids in enumerate(grant.block_ids):
+            num_cached = grant.num_cached_tokens // self.runner.store[group].shape[1]
+            self.runner.check_granted(group, ids[num_cached:])
+        self.runner.fill(request, grant.block_ids, grant.num_cached_tokens)
+
     def _check_filled(self, event: BlocksFilled) -> None:
         """Blocks come once, in order, and hold what they must when they are reported."""
         request = self.requests[event.request_id]
-        reported = self.filled.setdefault(event.request_id, [])
+        filled = self.filled if event.group == 0 else self._filled_elsewhere
+        reported = filled.setdefault(event.request_id, [])
         assert event.first_index == len(reported)
         assert event.request_id not in self.tokens, "BlocksFilled after TokenSampled"
         reported += event.block_ids

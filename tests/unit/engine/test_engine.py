@@ -315,10 +315,10 @@ def test_stop_without_start() -> None:
 
 def test_check_invariants_asks_the_thread(bench: Bench) -> None:
     bench.engine.check_invariants()
-    bench.engine._loop.scheduler._num_reserved = 1
+    bench.engine._loop.scheduler._roster.running.num_reserved = 1
     with pytest.raises(AssertionError, match="reservations miscounted"):
         bench.engine.check_invariants()
-    bench.engine._loop.scheduler._num_reserved = 0
+    bench.engine._loop.scheduler._roster.running.num_reserved = 0
 
 
 def with_sampling(**fields: object) -> Request:

@@ -3,7 +3,8 @@ import pytest
 from engine.errors import OutOfBlocksError
 from engine.kv.kv_manager import KVManager
 from engine.kv.layout import CacheGroup, CacheKind
-from engine.step import BlockCopy
+from engine.request import Request
+from engine.step import BlockCopy, ScheduledRow
 from tests.support.engine_builders import create_group, create_request
 
 
@@ -16,7 +17,7 @@ def test_a_prompt_to_compute_keeps_a_token_and_a_reservation_needs_none() -> Non
     first = create_request(list(range(8)))
     kv.admit(first, 8, leave=1, spare=0)
     first.num_computed_tokens = 8
-    kv.register(first)
+    kv.register(first, first.num_computed_tokens)
 
     computing = create_request(list(range(8)))
     kv.admit(computing, 9, leave=1, spare=0)
@@ -35,7 +36,7 @@ def test_salts_share_nothing() -> None:
     first = create_request(list(range(8)))
     kv.admit(first, 8, leave=1, spare=0)
     first.num_computed_tokens = 8
-    kv.register(first)
+    kv.register(first, first.num_computed_tokens)
     other = create_request(list(range(8)), cache_salt="tenant")
     kv.admit(other, 8, leave=0, spare=0)
     assert other.num_computed_tokens == 0
@@ -48,7 +49,7 @@ def test_without_prefix_cache_nothing_is_found() -> None:
         kv.admit(request, 8, leave=1, spare=0)
         assert request.num_computed_tokens == 0
         request.num_computed_tokens = 8
-        kv.register(request)
+        kv.register(request, request.num_computed_tokens)
         kv.free(request)
 
 
@@ -57,7 +58,7 @@ def test_admission_counts_pinned_and_spare_blocks() -> None:
     first = create_request(list(range(8)))
     kv.admit(first, 8, leave=1, spare=0)
     first.num_computed_tokens = 8
-    kv.register(first)
+    kv.register(first, first.num_computed_tokens)
     kv.free(first)
     # Two cached blocks and one blank are free; the hit takes two of them back.
     again = create_request(list(range(8)))
@@ -75,6 +76,7 @@ def test_a_shared_partial_block_is_copied_before_it_is_written() -> None:
     kv.admit(parent, 6, leave=1, spare=0)
     parent.num_computed_tokens = 6
     child = create_request(list(range(6)))
+    child.num_computed_tokens = 6
     kv.fork(parent, child)
     assert child.block_ids == parent.block_ids
     shared = parent.block_ids[0][1]
@@ -92,6 +94,7 @@ def test_a_shared_full_block_is_not_copied() -> None:
     kv.admit(parent, 5, leave=1, spare=0)
     parent.num_computed_tokens = 4
     child = create_request(list(range(4)))
+    child.num_computed_tokens = 4
     kv.fork(parent, child)
     assert child.block_ids[0] == parent.block_ids[0][:1], "blocks without tokens are not shared"
     assert kv.grow(child, 5) == []
@@ -104,6 +107,7 @@ def test_copy_on_write_needs_a_block_or_takes_nothing() -> None:
     kv.admit(parent, 6, leave=1, spare=0)
     parent.num_computed_tokens = 6
     child = create_request(list(range(6)))
+    child.num_computed_tokens = 6
     kv.fork(parent, child)
     with pytest.raises(OutOfBlocksError, match="1 KV blocks wanted, 0 of 2 free"):
         kv.grow(child, 7)
@@ -118,7 +122,7 @@ def test_adopt_takes_what_another_computed_meanwhile() -> None:
         kv.admit(request, 10, leave=1, spare=0)
     free = kv.num_free
     first.num_computed_tokens = 10
-    kv.register(first)
+    kv.register(first, first.num_computed_tokens)
     assert kv.adopt(second, leave=1) == 8
     assert second.num_computed_tokens == 8
     assert second.block_ids[0][:2] == first.block_ids[0][:2]
@@ -132,7 +136,7 @@ def test_the_tail_of_a_prefix_is_evicted_first() -> None:
     first = create_request(list(range(12)))
     kv.admit(first, 12, leave=1, spare=0)
     first.num_computed_tokens = 12
-    kv.register(first)
+    kv.register(first, first.num_computed_tokens)
     kv.free(first)
     other = create_request([50, 51, 52])
     kv.admit(other, 3, leave=1, spare=0)
@@ -148,7 +152,7 @@ def test_groups_share_prefixes_in_common_units() -> None:
     first = create_request(list(range(30)))
     kv.admit(first, 30, leave=1, spare=0)
     first.num_computed_tokens = 30
-    kv.register(first)
+    kv.register(first, first.num_computed_tokens)
     second = create_request(list(range(30)))
     kv.admit(second, 30, leave=1, spare=0)
     assert second.num_computed_tokens == 24
@@ -161,6 +165,92 @@ def test_groups_that_are_not_made_of_token_blocks_are_refused() -> None:
     state = CacheGroup("state", CacheKind.STATE, (0,), 1, (1, 8), "float32")
     with pytest.raises(NotImplementedError, match="state"):
         KVManager((state,), 8)
+
+
+def row(request: Request, start: int, num_tokens: int) -> ScheduledRow:
+    return ScheduledRow(request, start, num_tokens, sample=False)
+
+
+def test_blocks_freed_while_a_step_is_under_way_come_back_when_it_is_over() -> None:
+    kv = create_manager(num_blocks=3)
+    first = create_request(list(range(12)))
+    kv.admit(first, 12, leave=1, spare=0)
+    kv.begin_step(1, [row(first, 0, 12)])
+    kv.free(first)
+    kv.check_invariants()
+    assert kv.num_free == 3, "nobody holds them"
+    with pytest.raises(OutOfBlocksError, match="1 KV blocks and 0 spare wanted, 0 of 3 free"):
+        kv.admit(create_request(4), 4, leave=1, spare=0)
+    kv.end_step(1)
+    kv.admit(create_request(12), 12, leave=1, spare=0)
+    kv.check_invariants()
+
+
+def test_a_block_waits_for_the_newest_step_under_way() -> None:
+    kv = create_manager(num_blocks=1)
+    first = create_request(list(range(4)))
+    kv.admit(first, 4, leave=1, spare=0)
+    kv.begin_step(1, [row(first, 0, 3)])
+    kv.begin_step(2, [row(first, 3, 1)])
+    kv.free(first)
+    kv.end_step(1)
+    with pytest.raises(OutOfBlocksError):
+        kv.admit(create_request(4), 4, leave=1, spare=0)
+    kv.end_step(2)
+    kv.admit(create_request(4), 4, leave=1, spare=0)
+
+
+def test_a_cached_block_is_taken_back_while_it_retires() -> None:
+    kv = create_manager(num_blocks=2)
+    first = create_request(list(range(8)))
+    kv.admit(first, 8, leave=1, spare=0)
+    kv.begin_step(1, [row(first, 0, 8)])
+    kv.end_step(1)
+    kv.register(first, 8)
+    kv.begin_step(2, [])
+    held = list(first.block_ids[0])
+    kv.free(first)
+    again = create_request(list(range(8)))
+    kv.admit(again, 8, leave=0, spare=0)
+    assert again.block_ids == [held]
+    kv.check_invariants()
+    kv.end_step(2)
+    kv.check_invariants()
+
+
+def test_the_source_of_a_copy_is_nobodys_until_the_copy_is_made() -> None:
+    kv = create_manager(num_blocks=5)
+    parent = create_request(list(range(6)))
+    kv.admit(parent, 6, leave=1, spare=0)
+    parent.num_computed_tokens = 6
+    child = create_request(list(range(6)))
+    child.num_computed_tokens = 6
+    kv.fork(parent, child)
+    (copy,) = kv.grow(child, 7)
+    # Preempted in the same schedule, before the step that copies is launched.
+    kv.free(parent)
+    kv.admit(create_request(8), 8, leave=1, spare=0)
+    assert kv._pools[0].num_free == 0
+    assert kv._pools[0].num_retiring == 1
+    kv.check_invariants()
+    kv.begin_step(1, [row(child, 6, 1)])
+    kv.end_step(1)
+    kv.admit(create_request(4), 4, leave=1, spare=0)
+    assert kv._pools[0].ref_count(copy.src) == 1
+
+
+def test_the_guard_notices_a_block_that_is_given_away_too_early() -> None:
+    """With the rule taken out, the guard alone stands between a step and somebody else's block."""
+    kv = create_manager(num_blocks=2)
+    first = create_request(list(range(8)))
+    kv.admit(first, 8, leave=1, spare=0)
+    kv.begin_step(1, [row(first, 0, 8)])
+    kv._pools[0]._newest = 0
+    kv.free(first)
+    with pytest.raises(AssertionError, match="is free while a step writes it"):
+        kv.check_invariants()
+    with pytest.raises(AssertionError, match="is given away while step 1 writes it"):
+        kv.admit(create_request(8), 8, leave=1, spare=0)
 
 
 def test_check_invariants_notices_a_lost_reference() -> None:

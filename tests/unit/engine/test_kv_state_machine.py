@@ -1,19 +1,38 @@
-"""Hypothesis drives the block manager and checks ref counts and contents after every rule."""
+"""Hypothesis drives the block manager and checks ref counts and contents after every rule.
+
+Up to two steps are under way. A step takes a snapshot of its tables when it is launched,
+and reads, copies and writes memory only when it ends, however much was freed and given
+away in between; a reservation is written at once, as another process would.
+"""
+
+from collections import deque
+from collections.abc import Callable
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from engine.errors import OutOfBlocksError
 from engine.kv.kv_manager import KVManager
 from engine.request import Request
+from engine.step import ScheduledRow
 from tests.support.engine_builders import create_group, create_request
 from tests.support.verifying_runner import VerifyingRunner, fingerprints
 
 NUM_BLOCKS = 12
 BLOCK_SIZES = (2, 4)
+MAX_UNDER_WAY = 2
 # Few different tokens and salts, so that prefixes are often equal.
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=20)
+SALTS = st.sampled_from(["", "tenant"])
 
 
 class KVMachine(RuleBasedStateMachine):
@@ -25,19 +44,37 @@ class KVMachine(RuleBasedStateMachine):
         self.kv = KVManager(groups, NUM_BLOCKS)
         self.memory = VerifyingRunner(NUM_BLOCKS, BLOCK_SIZES)
         self.live: list[Request] = []
+        self.step = self.over = 0
+        self.under_way: deque[tuple[int, Callable[[], None]]] = deque()
+        # Of each request: the step after which so many tokens are there, in order.
+        self.computed: dict[str, list[tuple[int, int]]] = {}
 
-    @rule(target=requests, tokens=TOKENS, salt=st.sampled_from(["", "tenant"]), leave=st.integers(0, 1))
-    def admit(self, tokens: list[int], salt: str, leave: int):
+    @rule(target=requests, tokens=TOKENS, salt=SALTS)
+    def admit(self, tokens: list[int], salt: str):
+        return self._admit(create_request(tokens, cache_salt=salt), leave=1)
+
+    @rule(target=requests, tokens=TOKENS, salt=SALTS)
+    def reserve(self, tokens: list[int], salt: str):
         request = create_request(tokens, cache_salt=salt)
+        admitted = self._admit(request, leave=0)
+        if admitted is request:
+            self.memory.fill(request, request.block_ids, request.num_computed_tokens)
+            request.num_computed_tokens = len(tokens)
+            self.computed[request.request_id] = [(0, len(tokens))]
+            self.kv.register(request, len(tokens))
+        return admitted
+
+    def _admit(self, request: Request, leave: int):
         free = self.kv.num_free
         try:
-            self.kv.admit(request, len(tokens) + 1, leave=leave, spare=1)
+            self.kv.admit(request, request.num_tokens + 1, leave=leave, spare=1)
         except OutOfBlocksError:
             assert self.kv.num_free == free
             assert not request.block_ids
             return multiple()
-        assert request.num_computed_tokens <= len(tokens) - leave
+        assert request.num_computed_tokens <= request.num_tokens - leave
         self.live.append(request)
+        self.computed[request.request_id] = [(0, request.num_computed_tokens)]
         return request
 
     @rule(request=requests, count=st.integers(1, 9))
@@ -52,13 +89,35 @@ class KVMachine(RuleBasedStateMachine):
         except OutOfBlocksError:
             assert request.block_ids == before
             return
-        for copy in copies:
-            self.memory.store[copy.group][copy.dst] = self.memory.store[copy.group][copy.src]
-        known = fingerprints(request.token_ids[:end], request.cache_salt)
-        for group, ids in enumerate(request.block_ids):
-            self.memory._write(group, ids, start, known[start:])
         request.num_computed_tokens = end
-        self.kv.register(request)
+        self.step += 1
+        self.kv.begin_step(self.step, [ScheduledRow(request, start, end - start, sample=False)])
+        # A copied block holds nothing before the step has made the copy.
+        whole = min((start - start % BLOCK_SIZES[copy.group] for copy in copies), default=start)
+        entries = [(step, min(until, whole)) for step, until in self.computed[request.request_id]]
+        self.computed[request.request_id] = [*entries, (self.step, end)]
+        tables = [list(ids) for ids in request.block_ids]
+        known = fingerprints(request.token_ids[:end], request.cache_salt)
+
+        def run() -> None:
+            for copy in copies:
+                self.memory.store[copy.group][copy.dst] = self.memory.store[copy.group][copy.src]
+            for group, ids in enumerate(tables):
+                assert self.memory.read(group, ids, start) == known[:start]
+                self.memory._write(group, ids, start, known[start:])
+
+        self.under_way.append((self.step, run))
+        if len(self.under_way) > MAX_UNDER_WAY:
+            self.end_step()
+
+    @precondition(lambda self: self.under_way)
+    @rule()
+    def end_step(self) -> None:
+        self.over, run = self.under_way.popleft()
+        run()
+        self.kv.end_step(self.over)
+        for request in self.live:
+            self.kv.register(request, self._num_there(request))
 
     @rule(request=requests)
     def adopt(self, request: Request) -> None:
@@ -66,12 +125,16 @@ class KVMachine(RuleBasedStateMachine):
         if start < request.num_tokens and len(request.block_ids[0]) * BLOCK_SIZES[0] >= request.num_tokens:
             assert self.kv.adopt(request, leave=1) == request.num_computed_tokens - start
             assert request.num_computed_tokens < request.num_tokens
+            step, _ = self.computed[request.request_id][-1]
+            self.computed[request.request_id].append((step, request.num_computed_tokens))
 
     @rule(target=requests, parent=requests)
     def fork(self, parent: Request) -> Request:
         child = create_request(list(parent.token_ids), cache_salt=parent.cache_salt)
+        child.num_computed_tokens = parent.num_computed_tokens
         self.kv.fork(parent, child)
         self.live.append(child)
+        self.computed[child.request_id] = list(self.computed[parent.request_id])
         return child
 
     @rule(request=consumes(requests))
@@ -89,15 +152,23 @@ class KVMachine(RuleBasedStateMachine):
     @invariant()
     def everyone_reads_its_own(self) -> None:
         for request in self.live:
-            computed = request.num_computed_tokens
-            known = fingerprints(request.token_ids[:computed], request.cache_salt)
+            num_there = self._num_there(request)
+            known = fingerprints(request.token_ids[:num_there], request.cache_salt)
             for group, ids in enumerate(request.block_ids):
-                assert self.memory.read(group, ids, computed) == known
+                assert self.memory.read(group, ids, num_there) == known
+
+    def _num_there(self, request: Request) -> int:
+        return max(end for step, end in self.computed[request.request_id] if step <= self.over)
 
     def teardown(self) -> None:
         for request in self.live:
             self.kv.free(request)
+        while self.under_way:
+            self.over, run = self.under_way.popleft()
+            run()
+            self.kv.end_step(self.over)
         assert self.kv.num_free == self.kv.num_blocks
+        assert all(pool.num_retiring == 0 for pool in self.kv._pools)
         self.kv.check_invariants()
 
 
