@@ -19,9 +19,9 @@ from loadtest.scenario import Scenario
 from loadtest.sizing.fit import fit_costs
 from loadtest.sizing.profile import Profile
 
-BATCHES = (1, 2, 4, 8, 16)
-_PROMPTS = 60
-_STREAM_TOKENS = 96
+BATCHES = (1, 4, 12)
+_PROMPTS = 40
+_STREAM_TOKENS = 48
 _SETTLE_S = 0.3
 
 
@@ -116,7 +116,7 @@ class Calibration:
             seed=11,
         )
         busy = Scenario(
-            target=self._target, concurrency=4, duration_s=600, input="fixed:64", output="fixed:256"
+            target=self._target, concurrency=4, duration_s=600, input="fixed:64", output="fixed:256", seed=13
         )
         async with self._background(busy):
             return _done((await run(scenario)).records)[2:]  # the first ones pay for warming up
@@ -129,7 +129,7 @@ class Calibration:
             requests=batch,
             distinct=1,  # its prefix is cached: all start almost at once
             input=f"fixed:{context}",
-            output=f"fixed:{_STREAM_TOKENS + 4 * batch}",
+            output=f"fixed:{_STREAM_TOKENS + 2 * batch}",
             seed=12,
         )
         await run(
@@ -149,6 +149,7 @@ class Calibration:
             duration_s=600,
             input=f"fixed:{self._most_input}",
             output="fixed:1",
+            seed=14,
         )
         async with self._background(busy):
             records = _done((await run(scenario)).records)
