@@ -17,8 +17,8 @@ def reference(model_dir: Path) -> GreedyReference:
     return GreedyReference(model_dir)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
-    """One prefill and one decode worker, as `baton up` starts them."""
+    """One prefill and one decode worker, as `baton up` starts them, for all tests that leave them whole."""
     with LocalCluster(prefill=1, decode=1) as cluster:
         yield cluster
