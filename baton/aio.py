@@ -9,6 +9,7 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from baton.client import CALL_TIMEOUT_S, DEFAULT_ADDRESS, GENERATE_TIMEOUT_S
+from baton.connection import OPEN, Credentials
 from baton.generation import (
     Answer,
     Event,
@@ -28,9 +29,10 @@ _Response = TypeVar("_Response", covariant=True)
 class AsyncClient:
     """Talks to one gateway from one event loop; errors as in baton.client.Client."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, credentials: Credentials = OPEN) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address)
+        self._metadata = credentials.metadata
+        self._channel = credentials.aio_channel(address)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._registry = registry_pb2_grpc.RegistryServiceStub(self._channel)
 
@@ -110,14 +112,14 @@ class AsyncClient:
         self, method: Callable[..., Awaitable[_Response]], request: _Request, timeout_s: float
     ) -> _Response:
         try:
-            return await method(request, timeout=timeout_s)
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise request_error(error, self.address) from None
 
     async def _stream(
         self, request: inference_pb2.GenerateRequest, timeout_s: float
     ) -> AsyncGenerator[Event, None]:
-        call = self._inference.Generate(request, timeout=timeout_s)
+        call = self._inference.Generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
             async for response in call:
                 yield event_of(response)

@@ -14,6 +14,7 @@ from typing import Self, TypeVar, Unpack
 
 import grpc
 
+from baton.connection import OPEN, Credentials
 from baton.generation import (
     Answer,
     Event,
@@ -37,12 +38,15 @@ _Response = TypeVar("_Response", covariant=True)
 class Client:
     """Talks to one gateway; may be shared by threads.
 
+    Client("llm.example.com:50050", Credentials(api_key="baton_...", ca="ca.pem"))
+
     A call that fails raises a baton.errors.RequestError, and DeadlineError after its `timeout_s`.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, credentials: Credentials = OPEN) -> None:
         self.address = address
-        self._channel = grpc.insecure_channel(address)
+        self._metadata = credentials.metadata
+        self._channel = credentials.channel(address)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._registry = registry_pb2_grpc.RegistryServiceStub(self._channel)
 
@@ -123,14 +127,14 @@ class Client:
 
     def _call(self, method: Callable[..., _Response], request: _Request, timeout_s: float) -> _Response:
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise request_error(error, self.address) from None
 
     def _stream(
         self, request: inference_pb2.GenerateRequest, timeout_s: float
     ) -> Generator[Event, None, None]:
-        call = self._inference.Generate(request, timeout=timeout_s)
+        call = self._inference.Generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
             for response in call:
                 yield event_of(response)

@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from baton import models
+from baton.connection import OPEN, Credentials
 from baton.errors import ClusterError, RequestError
 from baton.process import Role, ServiceProcess, child_environ
 
@@ -45,6 +48,9 @@ class LocalCluster:
         host: where the gateway listens; workers listen on loopback.
         grpc_port, http_port: of the gateway; 0: a free one.
         gateway_args, prefill_args, decode_args, both_args: more flags for each service of that kind.
+        gateway_processes: processes that share the gateway's ports.
+        certs: folder made by `baton certs`: TLS, mutual TLS and CURVE; None: everything is open.
+        keys_file: file of API keys that the gateway asks for; None: it asks for none.
         environ: more environment variables for every process.
         run_dir: where the logs go; None: a new directory under the system's temporary one.
         start_timeout_s: ClusterError if it takes longer until every worker is ready.
@@ -69,6 +75,9 @@ class LocalCluster:
         prefill_args: Sequence[str] = (),
         decode_args: Sequence[str] = (),
         both_args: Sequence[str] = (),
+        gateway_processes: int = 1,
+        certs: Path | None = None,
+        keys_file: Path | None = None,
         environ: Mapping[str, str] | None = None,
         run_dir: Path | None = None,
         start_timeout_s: float = 240.0,
@@ -89,6 +98,11 @@ class LocalCluster:
         }
         self._host = host
         self._ports = _free_ports(grpc_port, http_port)
+        self._processes = gateway_processes
+        self._certs = certs
+        self._keys_file = keys_file
+        has_registry = certs is not None or keys_file is not None or gateway_processes > 1
+        self._registry_port = _free_range(gateway_processes) if has_registry else 0
         self._environ = child_environ(environ or {})
         self._start_timeout_s = start_timeout_s
         self._on_progress = on_progress or (lambda _name, _state: None)
@@ -116,7 +130,12 @@ class LocalCluster:
     @property
     def http_url(self) -> str:
         """Where clients reach the gateway over HTTP, without a slash at the end."""
-        return f"http://{self._client_host}:{self._ports[1]}"
+        return f"http{'s' if self._certs else ''}://{self._client_host}:{self._ports[1]}"
+
+    @property
+    def ca(self) -> str:
+        """PEM certificates that clients believe; empty: the cluster has no TLS."""
+        return str(self._certs / "ca.pem") if self._certs else ""
 
     def start(self) -> None:
         """Start everything, and wait until the gateway has every worker.
@@ -193,7 +212,28 @@ class LocalCluster:
     def _gateway_flags(self) -> list[str]:
         grpc_port, http_port = self._ports
         ports = ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
-        return ["--host", self._host, *ports, *self._model_flags(self._tokenizer), *self._args["gateway"]]
+        if self._registry_port:
+            ports += ["--registry-port", str(self._registry_port), "--processes", str(self._processes)]
+        access = [*self._peer_flags("gateway")]
+        if self._certs is not None:
+            access += ["--tls-cert", str(self._certs / "server.pem")]
+            access += ["--tls-key", str(self._certs / "server.key")]
+        if self._keys_file is not None:
+            access += ["--keys-file", str(self._keys_file)]
+        model = self._model_flags(self._tokenizer)
+        return ["--host", self._host, *ports, *access, *model, *self._args["gateway"]]
+
+    def _peer_flags(self, name: str) -> list[str]:
+        if self._certs is None:
+            return []
+        cert, key, ca = (str(self._certs / file) for file in (f"{name}.pem", f"{name}.key", "ca.pem"))
+        return ["--peer-cert", cert, "--peer-key", key, "--peer-ca", ca]
+
+    @property
+    def _registry_addresses(self) -> list[str]:
+        if not self._registry_port:
+            return [self.gateway_address]
+        return [f"{self._client_host}:{self._registry_port + i}" for i in range(self._processes)]
 
     def _model_flags(self, model: Path) -> list[str]:
         return ["--model", str(model), "--model-name", self.model_name]
@@ -201,7 +241,9 @@ class LocalCluster:
     def _spawn_worker(self, role: WorkerRole, args: Sequence[str] = ()) -> ServiceProcess:
         name = f"{role}-{self._numbers[role]}"
         self._numbers[role] += 1
-        flags = ["--gateway", self.gateway_address, "--worker-id", name, "--host", LOOPBACK, "--port", "0"]
+        gateways = ",".join(self._registry_addresses)
+        flags = ["--gateway", gateways, "--worker-id", name, "--host", LOOPBACK, "--port", "0"]
+        flags += self._peer_flags("worker")
         worker = self._spawn(name, role, [*flags, *self._model_flags(self._model), *self._args[role], *args])
         self.workers.append(worker)
         return worker
@@ -223,21 +265,35 @@ class LocalCluster:
     def _wait_listed(self, processes: Sequence[ServiceProcess], deadline: float) -> None:
         from baton.client import Client
 
-        missing = {process.name: process for process in processes if process.role != "gateway"}
-        with Client(self.gateway_address) as client:
-            servable = False
-            while missing or not servable:
-                with contextlib.suppress(RequestError):
-                    for status in client.workers(timeout_s=1.0).workers:
-                        if not status.draining and status.info.worker_id in missing:
-                            del missing[status.info.worker_id]
-                            self._on_progress(status.info.worker_id, "ready")
-                    servable = any(model.name == self.model_name for model in client.models(timeout_s=1.0))
-                for process in (self.gateway, *processes):
-                    if process.exit_status is not None:
-                        raise ClusterError(process.obituary())
-                self._check_deadline(deadline, list(missing.values()) or [self.gateway])
+        credentials = OPEN
+        if self._certs is not None:
+            cert, key = (str(self._certs / name) for name in ("gateway.pem", "gateway.key"))
+            credentials = Credentials(ca=self.ca, cert=cert, key=key, server_name="gateway.baton")
+        workers = [process for process in processes if process.role != "gateway"]
+        for address in self._registry_addresses:
+            missing = {process.name: process for process in workers}
+            with Client(address, credentials) as client:
+                while missing or not self._is_servable():
+                    with contextlib.suppress(RequestError):
+                        for status in client.workers(timeout_s=1.0).workers:
+                            if not status.draining and status.info.worker_id in missing:
+                                del missing[status.info.worker_id]
+                    for process in (self.gateway, *processes):
+                        if process.exit_status is not None:
+                            raise ClusterError(process.obituary())
+                    self._check_deadline(deadline, list(missing.values()) or [self.gateway])
+        for process in workers:
+            self._on_progress(process.name, "ready")
         self._on_progress("gateway", "ready")
+
+    def _is_servable(self) -> bool:
+        """Ask /ready: a worker of each kind is listed."""
+        tls = ssl.create_default_context(cafile=self.ca) if self.ca else None
+        try:
+            with urllib.request.urlopen(f"{self.http_url}/ready", timeout=1.0, context=tls):
+                return True
+        except OSError:
+            return False
 
     def _check_deadline(self, deadline: float, waiting: Sequence[ServiceProcess]) -> None:
         if time.monotonic() > deadline:
@@ -259,3 +315,18 @@ def _free_ports(*wanted: int) -> tuple[int, ...]:
                 port = probe.getsockname()[1]
             ports.append(port)
         return tuple(ports)
+
+
+def _free_range(count: int) -> int:
+    """Return the first of `count` consecutive ports that are free now."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            first = 0
+            try:
+                for index in range(count):
+                    probe = stack.enter_context(socket.socket())
+                    probe.bind((LOOPBACK, first and first + index))
+                    first = first or probe.getsockname()[1]
+            except (OSError, OverflowError):
+                continue
+            return first

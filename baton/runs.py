@@ -29,12 +29,14 @@ class RunningCluster:
         gateway_address: over gRPC, "host:port".
         http_url: over HTTP.
         run_dir: its logs.
+        ca: PEM certificates that its clients believe; empty: it has no TLS.
     """
 
     pid: int
     gateway_address: str
     http_url: str
     run_dir: str
+    ca: str = ""
 
 
 class Run:
@@ -50,9 +52,9 @@ class Run:
             if not _is_alive(old):
                 shutil.rmtree(old, ignore_errors=True)
 
-    def publish(self, gateway_address: str, http_url: str) -> None:
+    def publish(self, gateway_address: str, http_url: str, ca: str = "") -> None:
         """Make this the cluster that commands find."""
-        cluster = RunningCluster(os.getpid(), gateway_address, http_url, str(self.dir))
+        cluster = RunningCluster(os.getpid(), gateway_address, http_url, str(self.dir), ca)
         draft = self.dir / "cluster.json"
         draft.write_text(json.dumps(asdict(cluster)), encoding="utf-8")
         draft.replace(_current_file())

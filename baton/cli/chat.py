@@ -8,8 +8,7 @@ import sys
 from collections.abc import Generator
 
 from baton.cli.generate import sampling_options
-from baton.cli.options import Options, gateway_address
-from baton.client import Client
+from baton.cli.options import Options, open_client
 from baton.errors import RequestError
 from baton.generation import Event
 from baton.v1.inference_pb2 import Delta
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     turns = list(opening)
     if sys.stdin.isatty():
         print(HELP)
-    with Client(gateway_address(args)) as client:
+    with open_client(args) as client:
         while (line := _read_line()) is not None:
             match line.strip():
                 case "":

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from baton.cli.figures import Stopwatch, summary
-from baton.cli.options import Options, gateway_address
-from baton.client import Client
+from baton.cli.options import Options, open_client
 from baton.generation import Event, GenerateOptions
 from baton.v1.inference_pb2 import Delta, Finished
 
@@ -28,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    with Client(gateway_address(args)) as client:
+    with open_client(args) as client:
         if args.raw:
             events = client.generate(prompt, timeout_s=args.timeout_s, **sampling_options(args))
         else:

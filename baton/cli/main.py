@@ -20,6 +20,8 @@ COMMANDS = {
     "status": "show workers, KV use and queues",
     "models": "list models, or fetch the default one",
     "demo": "start a cluster, ask one question, print answer and figures, stop",
+    "certs": "make certificates for a cluster, in one folder",
+    "keys": "create, list and revoke the API keys of a gateway",
     "loadtest": "measure a cluster under load (baton loadtest --help)",
     "serve": "run one service: baton serve gateway|prefill|decode|both (--help for its flags)",
 }

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from baton import models
-from baton.cli.options import Options, gateway_address
-from baton.client import Client
+from baton.cli.options import Options, open_client
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     if args.fetch:
         print(models.fetch(progress=models.show_progress))
         return 0
-    with Client(gateway_address(args)) as client:
+    with open_client(args) as client:
         for model in client.models():
             print(
                 f"{model.name}: context {model.context_length}, vocabulary {model.vocab_size}, "

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 
 from baton import runs
-from baton.client import DEFAULT_ADDRESS
+from baton.client import DEFAULT_ADDRESS, Client
+from baton.connection import Credentials
 
 
 class Options:
@@ -54,6 +55,18 @@ class Options:
             metavar="HOST:PORT",
             help="the gateway (default: the cluster of the last `baton up`) [BATON_ADDRESS]",
         )
+        self._parser.add_argument(
+            "--api-key",
+            default=os.environ.get("BATON_API_KEY", ""),
+            metavar="KEY",
+            help="key to show, as `baton keys create` printed it; better in the variable [BATON_API_KEY]",
+        )
+        self._parser.add_argument(
+            "--ca",
+            default=os.environ.get("BATON_CA", ""),
+            metavar="FILE",
+            help="PEM certificates to believe; with it the connection is TLS [BATON_CA]",
+        )
 
     def sampling(self) -> None:
         """Add the flags that say how tokens are drawn."""
@@ -73,6 +86,13 @@ def gateway_address(args: argparse.Namespace) -> str:
         return str(args.address)
     cluster = runs.current()
     return cluster.gateway_address if cluster else DEFAULT_ADDRESS
+
+
+def open_client(args: argparse.Namespace) -> Client:
+    """Return a client of the gateway that the flags of `Options.address` name."""
+    cluster = None if args.address else runs.current()
+    ca = args.ca or (cluster.ca if cluster else "")
+    return Client(gateway_address(args), Credentials(api_key=args.api_key, ca=ca))
 
 
 def at_least(low: int) -> Callable[[str], int | None]:

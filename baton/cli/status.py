@@ -10,8 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from baton.cli.figures import size
-from baton.cli.options import Options, gateway_address
-from baton.client import Client
+from baton.cli.options import Options, open_client
 from baton.v1 import registry_pb2
 
 MIN_WIDTH = 125
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     console = Console()
     console.width = max(console.width, MIN_WIDTH)  # a cut figure is worse than a wrapped line
-    with Client(gateway_address(args)) as client:
+    with open_client(args) as client:
         if not args.watch:
             console.print(status_view(client.workers(), client.address))
             return 0

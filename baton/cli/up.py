@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from baton import models, runs
@@ -34,6 +35,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     options.value(
         "--http-port", "", f"gateway's HTTP port; 0: a free one (default {HTTP_PORT}, or a free one)", _port
+    )
+    options.value("--gateway-processes", "1", "processes that share the gateway's ports", at_least(1), "N")
+    options.value("--certs", "", "folder made by `baton certs`: TLS on every port", metavar="DIR")
+    options.value(
+        "--keys-file", "", "API keys that the gateway asks for, made by `baton keys`", metavar="FILE"
     )
     options.value("--drain-s", "10", "most seconds that running requests get when it stops", float)
     options.switch("--restart", "start a worker again that has died")
@@ -72,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         )
         if args.detached:
             _leave_terminal(run)
-        run.publish(cluster.gateway_address, cluster.http_url)
+        run.publish(cluster.gateway_address, cluster.http_url, cluster.ca)
         return _watch(cluster, args.restart)
     except KeyboardInterrupt:
         return 0
@@ -97,6 +103,9 @@ def start_cluster(
             host=host,
             grpc_port=grpc_port,
             http_port=http_port,
+            gateway_processes=getattr(args, "gateway_processes", 1),
+            certs=_path(getattr(args, "certs", "")),
+            keys_file=_path(getattr(args, "keys_file", "")),
             gateway_args=args.gateway_args,
             prefill_args=args.prefill_args,
             decode_args=args.decode_args,
@@ -107,6 +116,10 @@ def start_cluster(
         cluster.start()
     print(f"{cluster.model_name} is ready after {time.monotonic() - started:.1f} s", flush=True)
     return cluster
+
+
+def _path(text: str) -> Path | None:
+    return Path(text).expanduser().resolve() if text else None
 
 
 def worker_counts(prefill: int | None, decode: int | None, both: int | None) -> tuple[int, int, int]:

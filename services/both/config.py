@@ -18,3 +18,7 @@ class BothConfig:
     worker: WorkerConfig
     engine: EngineConfig
     leases: LeaseConfig
+
+    def __post_init__(self) -> None:
+        """Check that the data plane is not open by mistake."""
+        self.server.check_reach("kv_host", self.worker.kv_host or self.server.host)

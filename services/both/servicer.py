@@ -70,6 +70,10 @@ class BothServicer(prefill_pb2_grpc.PrefillServiceServicer):
         """Follow the receivers that gateways list."""
         self._prefill.on_receivers(receivers)
 
+    def on_senders(self, public_keys: Sequence[str]) -> None:
+        """Let the senders that gateways list connect."""
+        self._decode.on_senders(public_keys)
+
     def drain(self) -> None:
         """Refuse new requests; those that hold a reservation may still be computed."""
         self._prefill.drain()

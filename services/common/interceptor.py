@@ -18,6 +18,8 @@ from services.common.status import DETAILS_KEY, encode_status
 Translate = Callable[[Exception], BatonError | None]
 Context = grpc.aio.ServicerContext[Message, Message]
 ErrorListener = Callable[[BatonError], None]
+Access = Callable[[str, Context], None]
+"""Is given the method's full name; raises BatonError if this caller may not call it."""
 UnaryBehaviour = Callable[[Message, Context], Awaitable[Message]]
 StreamBehaviour = Callable[[Message, Context], AsyncGenerator[Message, None]]
 RawUnaryBehaviour = Callable[[bytes, Context], Awaitable[Message]]
@@ -37,11 +39,13 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         translate: gives the BatonError of an exception of a lower layer, or None: then it is our bug, and
             the caller sees INTERNAL without its text.
         on_error: told of each error, for counters.
+        access: asked before a request is parsed.
     """
 
-    def __init__(self, translate: Translate, on_error: ErrorListener) -> None:
+    def __init__(self, translate: Translate, on_error: ErrorListener, access: Access) -> None:
         self._translate = translate
         self._on_error = on_error
+        self._access = access
 
     async def intercept_service(
         self,
@@ -79,6 +83,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, behaviour: UnaryBehaviour, method: str, parse: Parse) -> RawUnaryBehaviour:
         async def call(raw: bytes, context: Context) -> Message:
             try:
+                self._access(method, context)
                 request = _parse(parse, raw)
                 return await behaviour(request, context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -92,6 +97,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
     def _stream(self, behaviour: StreamBehaviour, method: str, parse: Parse) -> RawStreamBehaviour:
         async def call(raw: bytes, context: Context) -> AsyncGenerator[Message, None]:
             try:
+                self._access(method, context)
                 request = _parse(parse, raw)
                 # Closed here, so that the handler's cleanup does not wait for garbage collection.
                 async with contextlib.aclosing(behaviour(request, context)) as responses:
@@ -111,13 +117,16 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             _logger.exception("handler failed: %s", method, exc_info=error)
             known = BatonError(ErrorReason.INTERNAL, "internal error; the service's log has the details")
         else:
+            # What is wrong with a request may quote it, and prompts are not logged.
+            quotes = known.grpc_code is grpc.StatusCode.INVALID_ARGUMENT
             log(
                 _logger,
                 logging.INFO,
                 "request refused",
                 method=method,
                 reason=known.reason.name,
-                error=known.message,
+                field=known.field,
+                error=None if quotes else known.message,
             )
         self._on_error(known)
         await context.abort(known.grpc_code, known.message, ((DETAILS_KEY, encode_status(known)),))

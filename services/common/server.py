@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import grpc
@@ -29,7 +29,8 @@ from grpc_reflection.v1alpha import reflection
 
 from services.common.channel import MAX_MESSAGE_BYTES, server_options
 from services.common.errors import BatonError
-from services.common.interceptor import ErrorListener, StatusInterceptor, Translate
+from services.common.interceptor import Access, Context, ErrorListener, StatusInterceptor, Translate
+from services.common.tls import Certificate, PeerConfig
 
 Servicer = TypeVar("Servicer")
 
@@ -48,6 +49,7 @@ class ServerConfig:
         metrics_port: port of Prometheus metrics on `host`; 0: a free one; -1: none.
         drain_timeout_s: most seconds that running requests get to end after SIGTERM.
         log_level: "debug", "info", "warning" or "error".
+        peers: certificates; needed to listen beyond loopback.
     """
 
     host: str = "127.0.0.1"
@@ -56,9 +58,11 @@ class ServerConfig:
     metrics_port: int = 0
     drain_timeout_s: float = 30.0
     log_level: str = "info"
+    peers: PeerConfig = field(default_factory=PeerConfig)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, and that no port is open by mistake."""
+        self.check_reach("host", self.host)
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port: must be from 0 to 65535, got {self.port}")
         if not -1 <= self.metrics_port <= 65535:
@@ -67,6 +71,11 @@ class ServerConfig:
             raise ValueError(f"drain_timeout_s: must be at least 0, got {self.drain_timeout_s}")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError(f"log_level: must be debug, info, warning or error, got {self.log_level!r}")
+
+    def check_reach(self, flag: str, host: str) -> None:
+        """Refuse, with a ValueError, to listen on a host that others can reach without certificates."""
+        missing = "" if self.peers.peer_cert else "mutual TLS (--peer-cert, --peer-key, --peer-ca)"
+        self.peers.check_reach(flag, host, missing)
 
     @property
     def public_host(self) -> str:
@@ -83,9 +92,17 @@ def ignore_error(error: BatonError) -> None:
     """Count nothing."""
 
 
+def allow_all(method: str, context: Context) -> None:
+    """Let everybody call everything."""
+
+
 class GrpcServer:
     """A grpc.aio server with health, reflection and the status interceptor, bound on construction.
 
+    Args:
+        certificate: TLS; None: none. Its `ca`, if there is one, must have signed every caller's.
+        access: who may call what; health and reflection are open.
+        shares_port: other processes listen on the same port.
     Attributes:
         address: "host:port" as others reach it.
     Raises:
@@ -101,12 +118,19 @@ class GrpcServer:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         translate: Translate = no_translation,
         on_error: ErrorListener = ignore_error,
+        certificate: Certificate | None = None,
+        access: Access = allow_all,
+        shares_port: bool = False,
     ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[StatusInterceptor(translate, on_error)], options=server_options(max_message_bytes)
+            interceptors=[StatusInterceptor(translate, on_error, access)],
+            options=server_options(max_message_bytes, shares_port=shares_port),
         )
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
+            if certificate is None:
+                self.port = self._server.add_insecure_port(f"{host}:{port}")
+            else:
+                self.port = self._server.add_secure_port(f"{host}:{port}", certificate.server_credentials())
         except RuntimeError as error:
             raise OSError(f"cannot listen on {host}:{port}: {error}") from error
         self.address = f"{advertise_host or host}:{self.port}"

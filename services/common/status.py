@@ -16,6 +16,7 @@ _REASON_OF_CODE = {
     grpc.StatusCode.INVALID_ARGUMENT: ErrorReason.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND: ErrorReason.MODEL_NOT_FOUND,
     grpc.StatusCode.UNAUTHENTICATED: ErrorReason.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED: ErrorReason.PERMISSION_DENIED,
     grpc.StatusCode.DEADLINE_EXCEEDED: ErrorReason.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED: ErrorReason.CANCELLED,
     grpc.StatusCode.UNAVAILABLE: ErrorReason.WORKER_LOST,

@@ -87,6 +87,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         context: grpc.aio.ServicerContext[decode_pb2.ReserveRequest, decode_pb2.ReserveResponse],
     ) -> decode_pb2.ReserveResponse:
         """Set blocks aside, or open a reservation again; see decode.proto."""
+        self._receiver.welcome(request.sender_keys)
         for field in ("request_id", "gateway_id", "transfer_id"):
             if not getattr(request, field):
                 raise invalid(field, "must not be empty")
@@ -150,6 +151,10 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
 
     def on_receivers(self, receivers: Sequence[kv_pb2.KvPeer]) -> None:
         """Nothing is sent from here."""
+
+    def on_senders(self, public_keys: Sequence[str]) -> None:
+        """Let the senders that gateways list connect."""
+        self._receiver.welcome(public_keys)
 
     def drain(self) -> None:
         """Refuse new reservations; those held may still be filled."""

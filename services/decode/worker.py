@@ -47,5 +47,6 @@ def make_servicer(
         transports=worker.transports,
         on_event=events,
         advertise_host=server.public_host,
+        curve=identity.curve,
     )
     return DecodeServicer(host, receiver, events, leases, metrics)

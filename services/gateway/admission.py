@@ -1,70 +1,261 @@
-"""How many requests may be in the gateway: the rest are refused at once, with a hint when to try again.
+"""Who may come in, who waits, and who is told at once to come again.
 
-A request waits until a decode worker has reserved room for it; then it runs.
+    admit    limits of the key and of all; the queue's length, and whether the deadline can be met
+    start    a place among the running ones, by urgency, then arrival
+    run      a decode worker has reserved room: it waits no more
+    release  the end, whatever it was
+
+Beyond capacity a queue helps nobody: what waits too long misses its deadline after it
+was paid for. So the queue is as long as what can still be met, and the rest is refused
+while it can go elsewhere.
+
+Ageing is in the order itself: one level of priority is worth `priority_step_s` seconds
+of waiting, so that whoever waits long enough comes before any newcomer.
 """
 
 from __future__ import annotations
 
+import asyncio
+import bisect
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
 from services.common.errors import BatonError, ErrorReason
+from services.gateway.access import Caller
+from services.gateway.config import LimitsConfig
+from services.gateway.pace import Pace
+from services.gateway.quota import Quota
+
+_RETRY_S = 1.0
+
+
+class Demand(Protocol):
+    """What a request asks for."""
+
+    @property
+    def caller(self) -> Caller:
+        """Whose it is."""
+
+    @property
+    def priority(self) -> int:
+        """Lower is more urgent."""
+
+    @property
+    def deadline(self) -> float:
+        """When it must be done, on the admission's clock."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of the answer."""
 
 
 class Admission:
     """Counts requests that wait and run.
 
+    Args:
+        expected_output_tokens: of a request that asks for more.
     Attributes:
         waiting: requests that hold no reservation yet.
         in_flight: all admitted requests, waiting ones included.
     """
 
-    def __init__(self, max_in_flight: int, max_queue: int) -> None:
-        self._max_in_flight = max_in_flight
-        self._max_queue = max_queue
+    def __init__(
+        self,
+        limits: LimitsConfig,
+        expected_output_tokens: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._all_limits = limits.of_all
+        self._expected_output_tokens = expected_output_tokens
+        self.clock = clock
+        self.pace = Pace(limits.max_running, clock)
+        self._all = Quota("the gateway has", ErrorReason.QUEUE_FULL, clock)
+        self._by_key: dict[str, Quota] = {}
+        self._queue: list[tuple[float, int, Ticket]] = []
+        self._numbers = itertools.count()
+        self.started = 0
         self.waiting = 0
-        self.in_flight = 0
         self.is_draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """All admitted requests."""
+        return self._all.in_flight
 
     def check_open(self) -> None:
         """Raise DRAINING if no request is admitted any more."""
         if self.is_draining:
             raise BatonError(ErrorReason.DRAINING, "the gateway is shutting down")
 
-    def admit(self, count: int = 1) -> list[Ticket]:
-        """Admit `count` requests, all or none.
+    def admit(self, demands: Sequence[Demand]) -> list[Ticket]:
+        """Admit requests of one caller, all or none.
 
         Raises:
-            BatonError: QUEUE_FULL (names the limit) or DRAINING; nothing was admitted.
+            BatonError: QUEUE_FULL, RATE_LIMITED (both name the limit and say when to try again) or
+                DRAINING; nothing was admitted.
         """
         self.check_open()
-        if self._max_in_flight and self.in_flight + count > self._max_in_flight:
+        caller = demands[0].caller
+        tokens = [demand.num_prompt_tokens + self.expected_tokens(demand) for demand in demands]
+        self._all.check(self._all_limits, len(demands), sum(tokens))
+        if caller.key_id:
+            quota = self._quota(caller)
+            quota.check(caller.limits, len(demands), sum(tokens))
+        if self.waiting + len(demands) > self._limits.max_queue:
             raise BatonError(
                 ErrorReason.QUEUE_FULL,
-                f"{self.in_flight} requests in flight; the limit is {self._max_in_flight}",
+                f"{self.waiting} requests are waiting; the limit is {self._limits.max_queue}",
+                retry_after_s=self.pace.wait_s(0),
             )
-        if self.waiting + count > self._max_queue:
+        for demand in demands:
+            self._check_wait(demand)
+        if not self.waiting:
+            self.pace.on_queue_begins()
+        return [Ticket(self, demand, count) for demand, count in zip(demands, tokens, strict=True)]
+
+    def expected_tokens(self, demand: Demand) -> int:
+        """Return how long its answer is taken to become."""
+        return min(demand.max_tokens, self._expected_output_tokens)
+
+    def order(self, demand: Demand) -> float:
+        """Return its place: smaller comes first."""
+        return self.clock() + demand.priority * self._limits.priority_step_s
+
+    def quotas(self, caller: Caller) -> list[Quota]:
+        """Return what a request of this caller counts against."""
+        return [self._all, self._quota(caller)] if caller.key_id else [self._all]
+
+    async def enter(self, ticket: Ticket, deadline: float) -> None:
+        """Wait for a place among the running ones.
+
+        Raises:
+            BatonError: QUEUE_FULL (it waited for max_queue_s), DEADLINE_EXCEEDED.
+        """
+        if self._has_place() and not self._queue:
+            self._place(ticket)
+            return
+        entry = (self.order(ticket.demand), next(self._numbers), ticket)
+        bisect.insort(self._queue, entry)
+        limit_s = self._limits.max_queue_s or float("inf")
+        left_s = deadline - self.clock()
+        try:
+            async with asyncio.timeout(min(limit_s, left_s)):
+                await ticket.turn.wait()
+        except TimeoutError:
+            if left_s <= limit_s:
+                raise BatonError(
+                    ErrorReason.DEADLINE_EXCEEDED, "the deadline passed while the request waited"
+                ) from None
             raise BatonError(
-                ErrorReason.QUEUE_FULL, f"{self.waiting} requests are waiting; the limit is {self._max_queue}"
+                ErrorReason.QUEUE_FULL,
+                f"no room came within {limit_s:g} s",
+                retry_after_s=self.pace.wait_s(len(self._queue)),
+            ) from None
+        finally:
+            if not ticket.turn.is_set():
+                self._queue.remove(entry)
+
+    def leave(self) -> None:
+        """Give a place among the running ones to the next."""
+        self.started -= 1
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Let in whoever there is room for."""
+        while self._queue and self._has_place():
+            self._place(self._queue.pop(0)[2])
+
+    def _place(self, ticket: Ticket) -> None:
+        self.started += 1
+        ticket.has_place = True
+        ticket.turn.set()
+
+    def _has_place(self) -> bool:
+        return not self._limits.max_running or self.started < self._limits.max_running
+
+    def _check_wait(self, demand: Demand) -> None:
+        """Refuse what would wait longer than it may."""
+        if self._has_place() and not self.waiting:
+            return
+        order = self.order(demand)
+        behind = len(self._queue) - bisect.bisect_right(self._queue, order, key=lambda entry: entry[0])
+        wait_s = self.pace.wait_s(self.waiting - behind)
+        if wait_s is None:
+            return
+        limit_s = self._limits.max_queue_s or float("inf")
+        service_s = self.pace.service_s(self.expected_tokens(demand)) or 0.0
+        spare_s = demand.deadline - self.clock() - service_s
+        if wait_s > min(limit_s, spare_s):
+            allowed = f"{limit_s:g} s are allowed" if limit_s <= spare_s else "its deadline cannot be met"
+            raise BatonError(
+                ErrorReason.QUEUE_FULL,
+                f"{self.waiting} requests are waiting and this one would for {wait_s:.1f} s; {allowed}",
+                retry_after_s=max(_RETRY_S, wait_s - max(0.0, min(limit_s, spare_s))),
             )
-        return [Ticket(self) for _ in range(count)]
+
+    def _quota(self, caller: Caller) -> Quota:
+        quota = self._by_key.get(caller.key_id)
+        if quota is None:
+            quota = Quota("this key has", ErrorReason.RATE_LIMITED, self.clock)
+            self._by_key[caller.key_id] = quota
+        return quota
 
 
 class Ticket:
-    """One admitted request's place: waiting, then running, then given back."""
+    """One admitted request: it waits, starts, runs, and is given back.
 
-    def __init__(self, admission: Admission) -> None:
+    Attributes:
+        turn: set when it may start.
+        has_place: it is one of the running ones.
+    """
+
+    def __init__(self, admission: Admission, demand: Demand, tokens: int) -> None:
         self._admission = admission
+        self.demand = demand
+        self._tokens = tokens
+        self.turn = asyncio.Event()
         self._waits = self._counts = True
+        self.has_place = False
+        self._ran_at: float | None = None
         admission.waiting += 1
-        admission.in_flight += 1
+        for quota in admission.quotas(demand.caller):
+            quota.take(tokens)
+
+    async def start(self) -> None:
+        """Wait for a place among the running ones. BatonError: as Admission.enter."""
+        await self._admission.enter(self, self.demand.deadline)
 
     def run(self) -> None:
         """Stop waiting. Idempotent."""
         if self._waits:
             self._waits = False
             self._admission.waiting -= 1
+            self._ran_at = self._admission.clock()
+            self._admission.pace.on_exit()
 
-    def release(self) -> None:
-        """Give the place back. Idempotent."""
-        self.run()
-        if self._counts:
-            self._counts = False
-            self._admission.in_flight -= 1
+    def release(self, output_tokens: int = 0) -> None:
+        """Give the place back. Idempotent.
+
+        Args:
+            output_tokens: generated.
+        """
+        if not self._counts:
+            return
+        self._counts = False
+        if self._waits:
+            self._waits = False
+            self._admission.waiting -= 1
+        elif self._ran_at is not None and output_tokens:
+            self._admission.pace.on_end(self._admission.clock() - self._ran_at, output_tokens)
+        for quota in self._admission.quotas(self.demand.caller):
+            quota.give_back(self._tokens, self.demand.num_prompt_tokens + output_tokens)
+        if self.has_place:
+            self.has_place = False
+            self._admission.leave()

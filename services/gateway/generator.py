@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from services.gateway.access import Callers
 from services.gateway.admission import Admission
 from services.gateway.config import GatewayConfig
 from services.gateway.metrics import GatewayMetrics
@@ -32,19 +33,28 @@ class Generator:
         self.config = config
         self.registry = Registry(config.served_name, config.beat_interval_ms / 1000, time.monotonic)
         self.model = ServedModel(config.served_name, config.model_dir, self.registry)
-        self.admission = Admission(config.max_in_flight, config.max_queue)
+        self.callers = Callers(config.access.keys_path)
+        self.admission = Admission(config.limits, config.expected_output_tokens)
         self.metrics = GatewayMetrics(self.registry, self.admission)
         self.timelines = Timelines()
-        self.cluster = Cluster(self.registry, config.expected_output_tokens, config.local_prefill_tokens)
-        self._sweeps = asyncio.create_task(self.registry.run_sweeps())
+        self.cluster = Cluster(
+            self.registry,
+            config.expected_output_tokens,
+            config.local_prefill_tokens,
+            config.peers.certificate,
+        )
+        self._background = [
+            asyncio.create_task(self.registry.run_sweeps()),
+            asyncio.create_task(self.callers.watch()),
+        ]
 
     def start(self, requests: Sequence[Request]) -> list[Session]:
         """Admit requests, all or none; the caller closes each session.
 
         Raises:
-            BatonError: QUEUE_FULL, DRAINING.
+            BatonError: QUEUE_FULL, RATE_LIMITED, DRAINING.
         """
-        tickets = self.admission.admit(len(requests))
+        tickets = self.admission.admit(requests)
         return [
             Session(
                 request,
@@ -67,6 +77,7 @@ class Generator:
 
     async def close(self) -> None:
         """Free what is left at the workers and close all connections."""
-        self._sweeps.cancel()
-        await asyncio.wait([self._sweeps])
+        for task in self._background:
+            task.cancel()
+        await asyncio.wait(self._background)
         await self.cluster.close()

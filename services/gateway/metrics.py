@@ -16,17 +16,21 @@ _GAPS = (0.001, 0.002, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075
 
 
 class GatewayMetrics:
-    """Counters and histograms, on a registry of their own."""
+    """Counters and histograms, on a registry of their own.
+
+    Attributes:
+        registry: that one.
+    """
 
     def __init__(self, registry: Registry, admission: Admission) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_Gauges(registry, admission))
+        self.registry = CollectorRegistry()
+        self.registry.register(_Gauges(registry, admission))
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            return Histogram(f"baton_{name}", text, registry=self._registry, buckets=buckets)
+            return Histogram(f"baton_{name}", text, registry=self.registry, buckets=buckets)
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"baton_{name}", text, labels, registry=self._registry)
+            return Counter(f"baton_{name}", text, labels, registry=self.registry)
 
         self.ttft = histogram("time_to_first_token_seconds", "From receipt to the first token")
         self.itl = histogram("inter_token_latency_seconds", "Each gap between tokens of a stream", _GAPS)
@@ -38,7 +42,7 @@ class GatewayMetrics:
             "baton_handoff_exposed_seconds",
             "From the end of prefill compute until decode could run",
             ("transport",),
-            registry=self._registry,
+            registry=self.registry,
             buckets=_GAPS,
         )
         self.handoff_blocks = counter("handoff_blocks", "KV blocks handed over", ("transport",))
@@ -52,7 +56,7 @@ class GatewayMetrics:
 
     def render(self) -> bytes:
         """Return the text that Prometheus reads."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
 
 class _Gauges(Collector):

@@ -197,7 +197,9 @@ class Registry:
             worker.blocks.apply(blocks)
         worker.blocks.expire(worker.last_beat)
         self._notify()
-        return BeatResponse(receivers=self.receivers(worker), blocks_seq=worker.blocks.seq)
+        return BeatResponse(
+            receivers=self.receivers(worker), blocks_seq=worker.blocks.seq, sender_keys=self.sender_keys()
+        )
 
     def receivers(self, sender: Worker) -> list[KvPeer]:
         """Return those that a worker may send blocks to."""
@@ -208,6 +210,11 @@ class Registry:
             and worker is not sender
             and may_fill(sender, worker, same=False, is_short=False)
         ]
+
+    def sender_keys(self) -> list[str]:
+        """Return the CURVE keys of those that send blocks."""
+        workers = self._workers.values()
+        return [w.info.curve_public_key for w in workers if w.does_prefill and w.info.curve_public_key]
 
     def deregister(self, worker_id: str, incarnation: str) -> None:
         """Take a worker off the list. Idempotent; another incarnation's leave is ignored."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from baton.v1.sampling_pb2 import SamplingParams
 from services.common.errors import BatonError, ErrorReason
 from services.common.ids import new_id
+from services.gateway.access import ANYBODY, Caller
 from services.gateway.constraints.grammar import after_thinking, lower_grammar
 from services.gateway.model import ModelLimits, ServedModel
 from services.gateway.sampling import bad_field, check_sampling, for_workers
@@ -66,9 +67,11 @@ class Request:
         shown_tokens: control tokens whose text the answer shows.
         sampling: as workers get it: max_tokens and seed set.
         stop: strings that end the answer.
+        cache_salt: as workers get it, made from the caller's tenant.
         received: time of receipt, time.monotonic(), seconds.
         deadline: when it must be done, same clock.
         text_s: time spent on rendering and tokenizing, seconds.
+        caller: whose request it is.
     """
 
     request_id: str
@@ -83,6 +86,17 @@ class Request:
     received: float
     deadline: float
     text_s: float
+    caller: Caller = ANYBODY
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.token_ids)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of the answer."""
+        return self.sampling.max_tokens
 
 
 async def tokenize(
@@ -126,6 +140,7 @@ async def prepare(
     grammar_field: str = "",
     priority: int = 0,
     cache_salt: str = "",
+    caller: Caller = ANYBODY,
     request_id: str = "",
     shown_tokens: Set[int] = frozenset(),
     timeout_s: float,
@@ -134,6 +149,7 @@ async def prepare(
 
     Args:
         prefix: of sampling fields in messages: "sampling." in gRPC.
+        cache_salt: the client's own.
         grammar_field: what to call sampling.grammar in messages; empty: prefix + "grammar".
         timeout_s: from now until the deadline.
     Raises:
@@ -171,10 +187,11 @@ async def prepare(
         sampling=for_workers(sampling, max_tokens, grammar),
         stop=tuple(sampling.stop),
         priority=priority,
-        cache_salt=cache_salt,
+        cache_salt=caller.cache_salt(cache_salt),
         received=received,
         deadline=received + timeout_s,
         text_s=text_s,
+        caller=caller,
     )
 
 

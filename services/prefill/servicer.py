@@ -134,6 +134,9 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         """Follow the receivers that gateways list."""
         self._peers.update(receivers)
 
+    def on_senders(self, public_keys: Sequence[str]) -> None:
+        """Nothing is received here."""
+
     def drain(self) -> None:
         """Refuse new prompts."""
         self._draining = True

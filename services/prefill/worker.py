@@ -34,5 +34,6 @@ def make_servicer(
         host.regions,
         transports=worker.transports,
         allow_fallback=worker.allow_fallback,
+        curve=identity.curve,
     )
     return PrefillServicer(host, sender, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 TRANSPORTS = ("shared_memory", "zmq_tcp")
@@ -13,7 +14,8 @@ class WorkerConfig:
 
     Attributes:
         worker_id: stable name; empty: made of role, host name and port.
-        gateway: address of a gateway's gRPC port to register with; several: repeat, or separate by commas.
+        gateway: address of a gateway's registry port, or of its gRPC port if it has none, to register with;
+            several: repeat, or separate by commas; a gateway of four processes: host:50051-50054.
         transports: transports that may carry KV blocks, best first: shared_memory, zmq_tcp.
         allow_fallback: use a later transport when an earlier one that both sides name cannot be opened.
         kv_host: address that the data plane listens on; empty: the same as host.
@@ -33,8 +35,21 @@ class WorkerConfig:
         if unknown or not self.transports:
             raise ValueError(f"transports: must be some of {', '.join(TRANSPORTS)}, got {unknown or 'none'}")
         for address in self.gateway:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdigit():
-                raise ValueError(f"gateway: must be host:port, got {address!r}")
+            if not _addresses(address):
+                raise ValueError(f"gateway: must be host:port or host:first-last, got {address!r}")
         if not 0 <= self.kv_port <= 65535:
             raise ValueError(f"kv_port: must be from 0 to 65535, got {self.kv_port}")
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """Addresses to register with, ranges of ports spelt out."""
+        return tuple(address for given in self.gateway for address in _addresses(given))
+
+
+def _addresses(given: str) -> list[str]:
+    """Return "host:port" for each port of "host:port" or "host:first-last"; nothing if it is neither."""
+    match = re.fullmatch(r"(.+):(\d{1,5})(?:-(\d{1,5}))?", given)
+    if match is None:
+        return []
+    first = int(match[2])
+    return [f"{match[1]}:{port}" for port in range(first, int(match[3] or first) + 1)]

@@ -22,6 +22,7 @@ from services.common.channel import open_channel
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
 from services.common.status import parse_status
+from services.common.tls import Certificate
 from services.worker.block_events import BlockReporter
 
 RPC_TIMEOUT_S = 5.0
@@ -33,6 +34,7 @@ FIRST_BEATS_FASTER = 8
 
 Load = Callable[[], registry_pb2.WorkerLoad]
 Receivers = Callable[[Sequence[kv_pb2.KvPeer]], None]
+Senders = Callable[[Sequence[str]], None]
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ class RegistryClient:
     Args:
         journal: of the worker's prefix cache.
         on_receivers: told, at registration and after each beat, of all receivers that any gateway lists.
+        on_senders: told as often of the CURVE keys of all senders.
+        certificate: what gateways are shown; None: connections are open.
     """
 
     def __init__(
@@ -52,10 +56,14 @@ class RegistryClient:
         load: Load,
         journal: BlockJournal,
         on_receivers: Receivers,
+        on_senders: Senders = lambda public_keys: None,
+        certificate: Certificate | None = None,
     ) -> None:
         self._on_receivers = on_receivers
+        self._on_senders = on_senders
         self._links = [
-            _GatewayLink(address, info, load, BlockReporter(journal), self._merge) for address in gateways
+            _GatewayLink(address, info, load, BlockReporter(journal), self._merge, certificate)
+            for address in gateways
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -78,6 +86,7 @@ class RegistryClient:
     def _merge(self) -> None:
         merged = {(peer.worker_id, peer.incarnation): peer for link in self._links for peer in link.receivers}
         self._on_receivers(list(merged.values()))
+        self._on_senders(sorted({key for link in self._links for key in link.sender_keys}))
 
 
 class _GatewayLink:
@@ -89,18 +98,20 @@ class _GatewayLink:
         info: registry_pb2.WorkerInfo,
         load: Load,
         blocks: BlockReporter,
-        on_receivers: Callable[[], None],
+        on_told: Callable[[], None],
+        certificate: Certificate | None,
     ) -> None:
         self._address = address
         self._info = info
         self._load = load
         self._blocks = blocks
-        self._on_receivers = on_receivers
+        self._on_told = on_told
         self._draining = asyncio.Event()
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, certificate, "gateway")
         self._stub = registry_pb2_grpc.RegistryServiceStub(self._channel)
         # What the gateway said last; kept while it is away, since peers outlive a gateway.
         self.receivers: Sequence[kv_pb2.KvPeer] = ()
+        self.sender_keys: Sequence[str] = ()
 
     async def run(self) -> None:
         """Stay registered until cancelled."""
@@ -137,7 +148,7 @@ class _GatewayLink:
         request = registry_pb2.RegisterRequest(worker=self._info)
         response = await self._stub.Register(request, timeout=RPC_TIMEOUT_S)
         self._blocks.restart()
-        self._take_receivers(response.receivers)
+        self._take(response)
         return max(float(response.beat_interval_ms), 10.0) / 1000
 
     async def _beat(self, interval_s: float) -> None:
@@ -154,7 +165,7 @@ class _GatewayLink:
             )
             response = await self._stub.Beat(request, timeout=RPC_TIMEOUT_S)
             is_taken = self._blocks.acknowledge(response.blocks_seq)
-            self._take_receivers(response.receivers)
+            self._take(response)
             if is_more and is_taken:
                 continue
             pause_s = interval_s / FIRST_BEATS_FASTER if number < FIRST_BEATS else interval_s
@@ -166,9 +177,9 @@ class _GatewayLink:
                     async with asyncio.timeout(pause_s):
                         await self._draining.wait()
 
-    def _take_receivers(self, receivers: Sequence[kv_pb2.KvPeer]) -> None:
-        self.receivers = receivers
-        self._on_receivers()
+    def _take(self, response: registry_pb2.RegisterResponse | registry_pb2.BeatResponse) -> None:
+        self.receivers, self.sender_keys = response.receivers, response.sender_keys
+        self._on_told()
 
     def _complain(self, error: BatonError) -> None:
         level = logging.ERROR if error.reason is ErrorReason.LAYOUT_MISMATCH else logging.WARNING

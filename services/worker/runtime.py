@@ -19,11 +19,13 @@ from typing import Protocol
 from baton.v1 import kv_pb2, registry_pb2
 from engine.config import EngineConfig
 from engine.errors import EngineError
+from kvtransfer.curve import CurveKeys
 from kvtransfer.errors import KvTransferError
 from services.common.ids import default_worker_id, new_incarnation
 from services.common.logs import log, setup_logs
 from services.common.metrics import MetricsServer
-from services.common.server import GrpcServer, ServerConfig, StopSignals, print_ready
+from services.common.peer_access import require_peer
+from services.common.server import GrpcServer, ServerConfig, StopSignals, allow_all, print_ready
 from services.worker.config import WorkerConfig
 from services.worker.engine_host import EngineHost, start_engine
 from services.worker.errors import translate
@@ -43,10 +45,12 @@ class Identity:
     Attributes:
         worker_id: stable name.
         incarnation: new at each start.
+        curve: keys of its end of the data plane; None: it is not encrypted.
     """
 
     worker_id: str
     incarnation: str
+    curve: CurveKeys | None = None
 
 
 class WorkerService(Protocol):
@@ -68,6 +72,9 @@ class WorkerService(Protocol):
 
     def on_receivers(self, receivers: Sequence[kv_pb2.KvPeer]) -> None:
         """Hear of the receivers that gateways list."""
+
+    def on_senders(self, public_keys: Sequence[str]) -> None:
+        """Hear of the CURVE keys of the senders that gateways list."""
 
     def drain(self) -> None:
         """Refuse new requests."""
@@ -106,15 +113,20 @@ class Worker:
         self._engine = engine
         self._make_service = make_service
         self.metrics = WorkerMetrics()
+        self._is_serving = False
+        certificate = server.peers.certificate
         self.server = GrpcServer(
             server.host,
             server.port,
             advertise_host=server.public_host,
             translate=translate,
             on_error=self.metrics.count_error,
+            certificate=certificate,
+            access=allow_all if certificate is None else require_peer("gateway"),
         )
         worker_id = worker.worker_id or default_worker_id(role, self.server.port)
-        self.identity = Identity(worker_id, new_incarnation())
+        curve = CurveKeys.generate() if certificate is not None else None
+        self.identity = Identity(worker_id, new_incarnation(), curve)
         self.metrics_address = ""
         self._metrics_server: MetricsServer | None = None
 
@@ -128,7 +140,11 @@ class Worker:
         """
         if self._config.metrics_port >= 0:
             self._metrics_server = MetricsServer(
-                self.metrics.registry, self._config.host, self._config.metrics_port
+                self.metrics.registry,
+                self._config.host,
+                self._config.metrics_port,
+                self._config.peers.certificate,
+                lambda: self._is_serving,
             )
             self.metrics_address = f"{self._config.public_host}:{self._metrics_server.port}"
         self.host = await start_engine(self._engine, self._worker.transports, self.identity.worker_id)
@@ -141,12 +157,15 @@ class Worker:
         self.service.add_to(self.server)
         await self.server.start()
         await self.server.set_serving(True)
+        self._is_serving = True
         self._registry = RegistryClient(
-            self._worker.gateway,
+            self._worker.gateways,
             self._info(),
             self.service.load,
             self.host.engine.block_journal,
             self.service.on_receivers,
+            self.service.on_senders,
+            self._config.peers.certificate,
         )
         self._registry.start()
 
@@ -157,6 +176,7 @@ class Worker:
 
     async def stop(self, drain_s: float) -> None:
         """Drain for at most `drain_s` seconds, then end everything."""
+        self._is_serving = False
         self.service.drain()
         self._registry.drain()
         await self.server.set_serving(False)
@@ -186,6 +206,7 @@ class Worker:
             kv_peer=self.service.kv_peer(),
             vocab_size=built.vocab_size,
             metrics_address=self.metrics_address,
+            curve_public_key=self.identity.curve.public if self.identity.curve else "",
         )
 
 

@@ -13,9 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.common.errors import BatonError
+from services.gateway.access import ANYBODY, Caller
 from services.gateway.generator import Generator
 from services.gateway.http.docs_page import render_docs
-from services.gateway.http.exchange import JSON, Endpoint, Exchange, Handler
+from services.gateway.http.exchange import JSON, Access, Endpoint, Exchange, Handler
 from services.gateway.http.generation import GenerationApi
 from services.gateway.http.live import LiveApi
 from services.gateway.http.openapi import describe_api
@@ -23,6 +24,11 @@ from services.gateway.http.responses import ResponsesApi
 from services.gateway.http.static import StaticFiles
 from services.gateway.http.tokens import TokensApi
 from services.gateway.http.values import Json
+
+# For everybody: they tell nothing of any request. All that is not named here needs a key.
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health", "/ready"})
+# For keys that may see the cluster.
+CLUSTER_PATHS = frozenset({"/metrics", "/cluster/live"})
 
 
 def create_app(generator: Generator) -> FastAPI:
@@ -47,12 +53,31 @@ def create_app(generator: Generator) -> FastAPI:
         **{path: ("GET", handler) for path, handler in StaticFiles().handlers().items()},
     }
     routes: list[BaseRoute] = [
-        Route(path, Endpoint(handler, api.count_error), methods=[method])
+        Route(path, Endpoint(handler, api.count_error, access_to(path, generator)), methods=[method])
         for path, (method, handler) in handlers.items()
     ]
     return FastAPI(
         title="Baton", openapi_url=None, routes=routes, exception_handlers={HTTPException: _http_error}
     )
+
+
+def access_to(path: str, generator: Generator) -> Access:
+    """Return what says whose request a call of `path` is, and refuses it if it is nobody's."""
+    callers = generator.callers
+
+    def identify(authorization: str) -> Caller:
+        caller = callers.identify(authorization)
+        if path in CLUSTER_PATHS:
+            caller.check_sees_cluster()
+        return caller
+
+    is_open = path in OPEN_PATHS or path.startswith("/page/")
+    return identify_nobody if is_open else identify
+
+
+def identify_nobody(authorization: str) -> Caller:
+    """Let everybody in."""
+    return ANYBODY
 
 
 class _Api:

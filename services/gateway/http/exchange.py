@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.common.errors import BatonError, ErrorReason
 from services.common.ids import new_id
+from services.gateway.access import ANYBODY, Caller
 from services.gateway.http.errors import error_body, error_headers
 from services.gateway.request import MAX_ID_CHARS
 
@@ -23,12 +24,14 @@ _logger = logging.getLogger(__name__)
 Header = tuple[bytes, bytes]
 Handler = Callable[["Exchange"], Awaitable[None]]
 ErrorListener = Callable[[BatonError], None]
+Access = Callable[[str], Caller]
 
 
 class Exchange:
     """A request, and the answer to it.
 
     Attributes:
+        caller: whose request it is.
         has_started: the answer's status is out.
         path_params: the parts of the path that its route names.
         request_id: the client's X-Request-Id, or minted; every answer carries it.
@@ -38,6 +41,7 @@ class Exchange:
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
+        self.caller = ANYBODY
         self.path_params: dict[str, str] = scope.get("path_params", {})
         self.has_started = False
         self.request_id = self.header("x-request-id")[:MAX_ID_CHARS] or new_id()
@@ -130,16 +134,21 @@ class Endpoint:
     """An ASGI app of one handler: its BatonErrors become answers in OpenAI's shape.
 
     A class, because Starlette takes a function for a request handler.
+
+    Args:
+        access: gives the caller of an Authorization header, or raises BatonError.
     """
 
-    def __init__(self, handler: Handler, on_error: ErrorListener) -> None:
+    def __init__(self, handler: Handler, on_error: ErrorListener, access: Access) -> None:
         self._handler = handler
         self._on_error = on_error
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         exchange = Exchange(scope, receive, send)
         try:
+            exchange.caller = self._access(exchange.header("authorization"))
             await self._handler(exchange)
         except BatonError as error:
             await self._fail(exchange, error)

@@ -134,6 +134,7 @@ async def prepare_for(
         grammar_field=constraint.field if constraint else "",
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
+        caller=exchange.caller,
         request_id=exchange.request_id,
         shown_tokens=shown_tokens,
         timeout_s=generator.config.request_timeout_s,

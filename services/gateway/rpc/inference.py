@@ -42,6 +42,7 @@ class InferenceServicer(InferenceServiceServicer):
     ) -> AsyncGenerator[GenerateResponse, None]:
         """Stream the answer to one prompt."""
         generator = self._generator
+        caller = generator.callers.identify_call(context)
         generator.model.check_name(request.model)
         remaining_s = context.time_remaining()
         prepared = await prepare(
@@ -51,6 +52,7 @@ class InferenceServicer(InferenceServiceServicer):
             prefix="sampling.",
             priority=request.priority,
             cache_salt=request.cache_salt,
+            caller=caller,
             request_id=request.request_id,
             timeout_s=generator.config.request_timeout_s if remaining_s is None else remaining_s,
         )
@@ -71,6 +73,7 @@ class InferenceServicer(InferenceServiceServicer):
         context: grpc.aio.ServicerContext[ListModelsRequest, ListModelsResponse],
     ) -> ListModelsResponse:
         """Name the models that have a worker of each kind."""
+        self._generator.callers.identify_call(context)
         model = self._generator.model
         if not model.is_ready:
             return ListModelsResponse()
@@ -92,6 +95,7 @@ class InferenceServicer(InferenceServiceServicer):
         context: grpc.aio.ServicerContext[TokenizeRequest, TokenizeResponse],
     ) -> TokenizeResponse:
         """Turn text or messages into token ids."""
+        self._generator.callers.identify_call(context)
         self._generator.model.check_name(request.model)
         token_ids, _text = await tokenize(self._generator.model, _input(request))
         return TokenizeResponse(token_ids=token_ids)
@@ -102,6 +106,7 @@ class InferenceServicer(InferenceServiceServicer):
         context: grpc.aio.ServicerContext[DetokenizeRequest, DetokenizeResponse],
     ) -> DetokenizeResponse:
         """Turn token ids into text."""
+        self._generator.callers.identify_call(context)
         self._generator.model.check_name(request.model)
         return DetokenizeResponse(text=self._generator.model.detokenize(request.token_ids, "token_ids"))
 

@@ -20,11 +20,11 @@ from services.gateway.generator import Generator
 
 
 class RegistryServicer(RegistryServiceServicer):
-    """Serves RegistryService from a Generator's registry."""
+    """Serves RegistryService from a Generator's registry, to whoever the port lets in."""
 
     def __init__(self, generator: Generator) -> None:
+        self._generator = generator
         self._registry = generator.registry
-        self._admission = generator.admission
         self._beat_interval_ms = generator.config.beat_interval_ms
 
     async def Register(  # noqa: N802
@@ -33,7 +33,9 @@ class RegistryServicer(RegistryServiceServicer):
         """List a worker."""
         worker = self._registry.register(request.worker)
         return RegisterResponse(
-            beat_interval_ms=self._beat_interval_ms, receivers=self._registry.receivers(worker)
+            beat_interval_ms=self._beat_interval_ms,
+            receivers=self._registry.receivers(worker),
+            sender_keys=self._registry.sender_keys(),
         )
 
     async def Beat(  # noqa: N802
@@ -60,16 +62,22 @@ class RegistryServicer(RegistryServiceServicer):
         context: grpc.aio.ServicerContext[ListWorkersRequest, ListWorkersResponse],
     ) -> ListWorkersResponse:
         """Show the cluster."""
-        return ListWorkersResponse(
-            workers=[
-                WorkerStatus(
-                    info=worker.info,
-                    load=worker.load,
-                    draining=worker.is_draining,
-                    silent_ms=self._registry.silent_ms(worker),
-                )
-                for worker in self._registry
-            ],
-            gateway_waiting=self._admission.waiting,
-            gateway_in_flight=self._admission.in_flight,
-        )
+        return list_workers(self._generator)
+
+
+def list_workers(generator: Generator) -> ListWorkersResponse:
+    """Describe the cluster."""
+    registry, admission = generator.registry, generator.admission
+    return ListWorkersResponse(
+        workers=[
+            WorkerStatus(
+                info=worker.info,
+                load=worker.load,
+                draining=worker.is_draining,
+                silent_ms=registry.silent_ms(worker),
+            )
+            for worker in registry
+        ],
+        gateway_waiting=admission.waiting,
+        gateway_in_flight=admission.in_flight,
+    )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Coroutine
 
 from services.common.ids import new_id
+from services.common.tls import Certificate
 from services.gateway.registry import Registry, Worker, WorkerKey
 from services.gateway.selection import Hold, Prompt, Reserved, Selector
 from services.gateway.session.link import WorkerLink
@@ -15,25 +16,32 @@ from services.gateway.session.link import WorkerLink
 class Cluster:
     """One link a listed worker; listens to the registry.
 
+    Args:
+        certificate: what workers are shown; None: connections are open.
     Attributes:
         gateway_id: new at each start: a gateway reborn does not get its predecessor's tokens.
     """
 
     def __init__(
-        self, registry: Registry, expected_output_tokens: int, local_prefill_tokens: int = 0
+        self,
+        registry: Registry,
+        expected_output_tokens: int,
+        local_prefill_tokens: int = 0,
+        certificate: Certificate | None = None,
     ) -> None:
         self.registry = registry
         self.gateway_id = new_id()
         self._selector = Selector(
             registry, expected_output_tokens, time.monotonic, local_prefill_tokens=local_prefill_tokens
         )
+        self._certificate = certificate
         self._links: dict[WorkerKey, WorkerLink] = {}
         self._background: set[asyncio.Task[None]] = set()
         registry.listen(self)
 
     def on_joined(self, worker: Worker) -> None:
         """Connect."""
-        self._links[worker.key] = WorkerLink(worker, self.gateway_id, self.registry)
+        self._links[worker.key] = WorkerLink(worker, self.gateway_id, self.registry, self._certificate)
 
     def on_lost(self, worker: Worker) -> None:
         """End every call to the worker."""

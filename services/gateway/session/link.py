@@ -14,6 +14,7 @@ from baton.v1.prefill_pb2_grpc import PrefillServiceStub
 from services.common.channel import open_channel
 from services.common.errors import BatonError, ErrorReason
 from services.common.status import parse_status
+from services.common.tls import Certificate
 from services.gateway.registry import Registry, Worker
 from services.gateway.session.steps import StepStream
 
@@ -28,23 +29,31 @@ class WorkerLink:
         steps: the token stream; None: the worker does not decode.
     """
 
-    def __init__(self, worker: Worker, gateway_id: str, registry: Registry) -> None:
+    def __init__(
+        self, worker: Worker, gateway_id: str, registry: Registry, certificate: Certificate | None
+    ) -> None:
         self.worker = worker
-        self._channel = open_channel(worker.info.address)
+        self._channel = open_channel(worker.info.address, certificate, "worker")
         self._prefill = PrefillServiceStub(self._channel)
         self._decode = DecodeServiceStub(self._channel)
         self._calls: set[grpc.aio.Call] = set()
         self._is_lost = False
+        self._registry = registry
+        self._told_keys: set[str] = set()
         self.steps: StepStream | None = None
         if worker.does_decode:
             self.steps = StepStream(self._decode, gateway_id, worker, registry)
 
     async def reserve(self, request: ReserveRequest, timeout_s: float) -> ReserveResponse:
         """Call DecodeService.Reserve. BatonError: what the worker said, or WORKER_LOST."""
+        # A sender that has just joined would else be refused until the next beat names it.
+        new_keys = [key for key in self._registry.sender_keys() if key not in self._told_keys]
+        request.sender_keys.extend(new_keys)
         call = self._decode.Reserve(request, timeout=timeout_s)
         self._calls.add(call)
         try:
             response: ReserveResponse = await call
+            self._told_keys.update(new_keys)
             return response
         except asyncio.CancelledError:
             self._raise_if_lost()

@@ -19,6 +19,7 @@ FINAL_REASONS = frozenset(
         ErrorReason.TOO_LARGE,
         ErrorReason.MODEL_NOT_FOUND,
         ErrorReason.UNAUTHENTICATED,
+        ErrorReason.PERMISSION_DENIED,
         ErrorReason.DEADLINE_EXCEEDED,
         ErrorReason.LAYOUT_MISMATCH,
         ErrorReason.UNIMPLEMENTED,

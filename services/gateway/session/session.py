@@ -81,6 +81,7 @@ class Session:
         )
         number = 0
         try:
+            await self._ticket.start()
             while not answer.finish_reason:
                 number += 1
                 attempt = self._attempt = Attempt(
@@ -114,7 +115,7 @@ class Session:
         self._is_closed = True
         if self._attempt is not None:
             self._attempt.close()
-        self._ticket.release()
+        self._ticket.release(len(self._answer.token_ids))
         self._trace.ended(self._outcome, self._reason)
         self._record()
 
@@ -212,6 +213,7 @@ class Session:
             "request ended",
             request_id=self.request.request_id,
             worker_request_id=self.request.key,
+            api_key=self.request.caller.key_id or None,
             outcome=self._outcome,
             prompt_tokens=len(self.request.token_ids),
             completion_tokens=num_tokens,

@@ -11,6 +11,7 @@ import pytest
 from baton.v1.prefill_pb2 import PrefillRequest
 from services.common.errors import ErrorReason
 from services.common.status import parse_status
+from services.gateway.config import LimitsConfig
 from tests.integration.gateway.conftest import MakeSetup
 from tests.support.byte_tokenizer import ids_of
 from tests.support.scripted_workers import expected
@@ -123,7 +124,7 @@ async def test_a_burst_waits_for_room_and_all_finish(make_setup: MakeSetup) -> N
 
 
 async def test_beyond_the_queue_limit_the_rest_is_refused_at_once(make_setup: MakeSetup) -> None:
-    setup = await make_setup(max_queue=50)
+    setup = await make_setup(limits=LimitsConfig(max_queue=50))
     d0 = setup.workers.decodes["d0"]
     d0.capacity = 20
     d0.paused = True

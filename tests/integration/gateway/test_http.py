@@ -12,6 +12,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from baton.v1.prefill_pb2 import PrefillRequest
+from services.gateway.config import LimitsConfig
 from tests.integration.gateway.conftest import MakeSetup, Setup
 from tests.support.byte_tokenizer import ids_of, text_of
 from tests.support.scripted_workers import expected
@@ -205,7 +206,7 @@ async def test_a_failure_in_mid_stream_is_an_event_and_no_done(make_setup: MakeS
 
 
 async def test_a_full_queue_is_429_with_retry_after(make_setup: MakeSetup) -> None:
-    setup = await make_setup(max_queue=1)
+    setup = await make_setup(limits=LimitsConfig(max_queue=1))
     release = asyncio.Event()
 
     async def wait(request: PrefillRequest) -> None:

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
+from services.gateway.config import LimitsConfig
 from tests.integration.gateway.conftest import MakeSetup, Setup
 from tests.support import scripted_workers
 from tests.support.byte_tokenizer import EOS, ids_of, text_of, write_byte_tokenizer
@@ -408,7 +409,7 @@ async def test_errors_name_field_and_code(
 
 
 async def test_overload_is_a_rate_limit_error(make_setup: MakeSetup) -> None:
-    setup = await make_setup(max_in_flight=1)
+    setup = await make_setup(limits=LimitsConfig(max_in_flight=1))
     async with client_of(setup) as client:
         running = await client.chat.completions.create(**CHAT | {"max_tokens": 1000}, stream=True)
         with pytest.raises(openai.RateLimitError) as caught:

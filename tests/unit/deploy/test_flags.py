@@ -74,6 +74,9 @@ def test_compose_starts_each_service_with_flags_it_takes(file, service, target, 
     else:
         command.append(f"--model={tmp_path}")
     environment = image_environment(target)
+    for given in dict.fromkeys(("compose.yaml", file)):
+        environment |= compose_services(given)[service].get("environment", {})
+    environment = {name: value for name, value in environment.items() if name.startswith("BATON_")}
     assert any(name.startswith(f"BATON_{service.upper()}_") for name in environment)
     known = fields(CONFIGS[service])
     for name in environment:
@@ -83,18 +86,24 @@ def test_compose_starts_each_service_with_flags_it_takes(file, service, target, 
     config = parse_config(CONFIGS[service], service, command, environ=environment)
     if service != "gateway":
         assert config.server.host == "0.0.0.0"
-        assert config.worker.gateway == ("gateway:50050",)
+        assert config.worker.gateway == ("gateway:50051",)
         assert config.engine.backend == ("cuda" if target == "worker-cuda" else "cpu")
 
 
 def test_ports_of_images_chart_and_scrapes_agree():
     decode = image_environment("worker-cpu")
     gateway = fields(GatewayConfig)
-    ports = {"grpc": gateway["grpc_port"], "http": gateway["http_port"]}
-    chart = (ROOT / "deploy/helm/baton/templates/gateway.yaml").read_text()
-    assert dict(re.findall(r"name: (http|grpc), containerPort: (\d+)", chart)) == {
-        name: str(port) for name, port in ports.items()
+    image = image_environment("gateway")
+    ports = {
+        "http": str(gateway["http_port"]),
+        "grpc": str(gateway["grpc_port"]),
+        "registry": image["BATON_GATEWAY_REGISTRY_PORT"],
+        "metrics": image["BATON_GATEWAY_METRICS_PORT"],
     }
+    chart = (ROOT / "deploy/helm/baton/templates/gateway.yaml").read_text()
+    assert dict(re.findall(r"name: (\w+), containerPort: (\d+)", chart)) == ports
+    helpers = (ROOT / "deploy/helm/baton/templates/_helpers.tpl").read_text()
+    assert f"gateway-peers:{ports['registry']}" in helpers
     workers = (ROOT / "deploy/helm/baton/templates/workers.yaml").read_text()
     assert dict(re.findall(r"name: (\w+), containerPort: (\d+)", workers)) == {
         "grpc": decode["BATON_DECODE_PORT"],
@@ -104,7 +113,7 @@ def test_ports_of_images_chart_and_scrapes_agree():
     assert decode["BATON_PREFILL_PORT"] == decode["BATON_DECODE_PORT"]
     scrapes = yaml.safe_load((ROOT / "deploy/prometheus/compose.yaml").read_text())["scrape_configs"]
     assert {job["job_name"]: job["dns_sd_configs"][0]["port"] for job in scrapes} == {
-        "baton-gateway": ports["http"],
+        "baton-gateway": int(ports["metrics"]),
         "baton-prefill": int(decode["BATON_PREFILL_METRICS_PORT"]),
         "baton-decode": int(decode["BATON_DECODE_METRICS_PORT"]),
     }
@@ -116,7 +125,7 @@ def test_the_chart_passes_flags_that_exist():
     used = {
         "gateway": set(re.findall(r'"--([a-z-]+)[={]', (templates / "gateway.yaml").read_text())),
         "workers": set(re.findall(r'"--([a-z-]+)[={]', (templates / "workers.yaml").read_text())),
-        "both": set(re.findall(r'"--([a-z-]+)=', (templates / "_helpers.tpl").read_text())),
+        "both": set(re.findall(r'"--([a-z-]+)[="]', (templates / "_helpers.tpl").read_text())),
     }
     assert all(used.values())
     for where, flags in used.items():

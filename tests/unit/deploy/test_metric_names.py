@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.stats import EngineStats
 from services.gateway.admission import Admission
+from services.gateway.config import LimitsConfig
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.registry import Registry
 from services.worker.metrics import WorkerMetrics
@@ -35,7 +36,7 @@ def series(text: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def exported() -> dict[str, set[str]]:
-    gateway = GatewayMetrics(Registry("m", 1.0, time.monotonic), Admission(0, 0))
+    gateway = GatewayMetrics(Registry("m", 1.0, time.monotonic), Admission(LimitsConfig()))
     worker = WorkerMetrics()
     worker.add_engine(lambda: EngineStats(*([1] * 13)))
     of_worker = series(generate_latest(worker.registry).decode())

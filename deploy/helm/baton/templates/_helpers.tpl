@@ -25,9 +25,49 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- $name := include "baton.name" . -}}
 {{- $found := list -}}
 {{- range $index := until (int .Values.gateway.maxReplicas) -}}
-{{- $found = append $found (printf "%s-gateway-%d.%s-gateway-peers:50050" $name $index $name) -}}
+{{- $found = append $found (printf "%s-gateway-%d.%s-gateway-peers:50051" $name $index $name) -}}
 {{- end -}}
 {{ join "," $found }}
+{{- end -}}
+
+{{/* The Secret for "public", "gateway" or "worker"; empty: no TLS. (dict "root" $ "for" "public" "given" name) */}}
+{{- define "baton.secret" -}}
+{{- $security := .root.Values.security -}}
+{{- if .given }}{{ .given }}{{ else if $security.certManagerIssuer }}{{ include "baton.name" .root }}-{{ .for }}-tls{{ end -}}
+{{- end -}}
+{{- define "baton.publicSecret" -}}
+{{ include "baton.secret" (dict "root" . "for" "public" "given" .Values.security.publicTls.secret) }}
+{{- end -}}
+{{- define "baton.gatewaySecret" -}}
+{{ include "baton.secret" (dict "root" . "for" "gateway" "given" .Values.security.peerTls.gatewaySecret) }}
+{{- end -}}
+{{- define "baton.workerSecret" -}}
+{{ include "baton.secret" (dict "root" . "for" "worker" "given" .Values.security.peerTls.workerSecret) }}
+{{- end -}}
+
+{{/* Scheme of metrics and health: of the services' own certificates. */}}
+{{- define "baton.peerScheme" -}}
+{{ ternary "HTTPS" "HTTP" (not (empty (include "baton.workerSecret" .))) }}
+{{- end -}}
+
+{{- define "baton.checkSecurity" -}}
+{{- if not .Values.security.insecure -}}
+{{- if not (and (include "baton.publicSecret" .) (include "baton.gatewaySecret" .) (include "baton.workerSecret" .) .Values.security.apiKeys.secret) -}}
+{{- fail "security: set certManagerIssuer (or publicTls.secret, peerTls.gatewaySecret and peerTls.workerSecret) and apiKeys.secret; or security.insecure=true where the network is trusted" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* (dict "root" $ "secret" name) */}}
+{{- define "baton.peerFlags" -}}
+{{- if .secret }}
+- "--peer-cert=/certs/peer/tls.crt"
+- "--peer-key=/certs/peer/tls.key"
+- "--peer-ca=/certs/peer/ca.crt"
+{{- end }}
+{{- if .root.Values.security.insecure }}
+- "--insecure"
+{{- end }}
 {{- end -}}
 
 {{- define "baton.flags" -}}
@@ -92,6 +132,12 @@ initContainers:
 volumes:
   - name: tmp
     emptyDir: {}
+  {{- range $name, $secret := .secrets }}
+  {{- if $secret }}
+  - name: {{ $name }}
+    secret: {secretName: {{ $secret }}, defaultMode: 0440}
+  {{- end }}
+  {{- end }}
   - name: models
     {{- if $values.model.fetch.enabled }}
     emptyDir: {}
@@ -108,6 +154,11 @@ resources: {{ toYaml .pool.resources | nindent 2 }}
 volumeMounts:
   - {name: models, mountPath: /models, readOnly: true}
   - {name: tmp, mountPath: /tmp}
+  {{- range $name, $secret := .secrets }}
+  {{- if $secret }}
+  - {name: {{ $name }}, mountPath: /certs/{{ $name }}, readOnly: true}
+  {{- end }}
+  {{- end }}
 {{- if .pool.preStopSeconds }}
 lifecycle:
   preStop: {sleep: {seconds: {{ .pool.preStopSeconds }}}}
