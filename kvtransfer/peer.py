@@ -45,7 +45,7 @@ class Peer:
             transports=self.transports,
             curve_public_key=self.curve_public_key,
             liveness=self.liveness,
-            regions=[_region_to_proto(region) for region in self.regions],
+            regions=[region_to_proto(region) for region in self.regions],
         )
 
     @classmethod
@@ -80,13 +80,14 @@ class Peer:
             host_id=message.host_id,
             endpoint=message.endpoint,
             transports=tuple(message.transports),
-            regions=tuple(_region_from_proto(region) for region in message.regions),
+            regions=tuple(region_from_proto(region) for region in message.regions),
             curve_public_key=message.curve_public_key,
             liveness=message.liveness,
         )
 
 
-def _region_to_proto(region: RegionFacts) -> kv_pb2.KvRegion:
+def region_to_proto(region: RegionFacts) -> kv_pb2.KvRegion:
+    """Make the message that describes a region."""
     message = kv_pb2.KvRegion(
         group=region.group,
         block_bytes=region.block_bytes,
@@ -102,7 +103,8 @@ def _region_to_proto(region: RegionFacts) -> kv_pb2.KvRegion:
     return message
 
 
-def _region_from_proto(message: kv_pb2.KvRegion) -> RegionFacts:
+def region_from_proto(message: kv_pb2.KvRegion) -> RegionFacts:
+    """Read a region's description; the fields are not checked."""
     handle = message.cuda_ipc_handle
     export = CudaExport(handle, message.pid, message.pid_namespace) if handle else None
     return RegionFacts(

@@ -29,6 +29,7 @@ class PeerLink:
         sources: the sender's blocks, one store a group.
         writer: for a transport that writes directly; None: blocks travel as frames.
         liveness_name: of the sender's liveness file; empty if there is no writer.
+        refused: better transports that did not open, each with why; empty: this is the best that fits.
         receiver: watches the receiver's process; None: it does not say how.
         drops: frames ignored, by why.
     """
@@ -44,6 +45,7 @@ class PeerLink:
         writer: DirectWriter | None,
         liveness_name: str,
         receiver: OwnerWatch | None,
+        refused: tuple[str, ...] = (),
     ) -> None:
         self.peer = peer
         self.transport = transport
@@ -53,6 +55,7 @@ class PeerLink:
         self.sources = sources
         self.writer = writer
         self.liveness_name = liveness_name
+        self.refused = refused
         self._receiver = receiver
         self.drops: Counter[str] = Counter()
         self._wire: Link | None = None

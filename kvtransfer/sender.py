@@ -103,6 +103,14 @@ class Sender:
         """
         return self._link(peer).transport
 
+    def refused(self, peer: Peer) -> tuple[str, ...]:
+        """Better transports to a receiver that did not open, each with why; empty: no fallback is used.
+
+        Raises:
+            What `connect` raises.
+        """
+        return self._link(peer).refused
+
     def shares_pool_with(self, peer: Peer) -> bool:
         """Whether blocks travel to a receiver in place: both have the same memory, and it is open.
 
@@ -193,10 +201,10 @@ class Sender:
             )
         check_same_layout(list(self._me.regions), list(peer.regions), peer.worker_id)
         fitting = select_transports(self._me, peer)
-        failures = []
+        failures: list[str] = []
         for name in fitting if self._allow_fallback else fitting[:1]:
             try:
-                return self._open_with(name, peer)
+                return self._open_with(name, peer, tuple(failures))
             except (CudaError, SharedMemoryError, InvalidTransferError) as error:
                 logger.warning("transport %s to worker %s does not open: %s", name, peer.worker_id, error)
                 failures.append(f"{name}: {error}")
@@ -204,7 +212,7 @@ class Sender:
             f"no transport to worker {peer.worker_id!r} opens: {'; '.join(failures)}"
         )
 
-    def _open_with(self, name: str, peer: Peer) -> PeerLink:
+    def _open_with(self, name: str, peer: Peer, refused: tuple[str, ...]) -> PeerLink:
         writer: DirectWriter | None = None
         liveness_name = ""
         if name == CUDA_IPC:
@@ -226,6 +234,7 @@ class Sender:
             writer,
             liveness_name,
             OwnerWatch(peer.liveness) if watched else None,
+            refused,
         )
         self._loop.call(lambda: self._attach_wire(link))
         return link

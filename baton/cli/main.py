@@ -23,9 +23,9 @@ COMMANDS = {
     "certs": "make certificates for a cluster, in one folder",
     "keys": "create, list and revoke the API keys of a gateway",
     "loadtest": "measure a cluster under load (baton loadtest --help)",
-    "serve": "run one service: baton serve gateway|prefill|decode|both (--help for its flags)",
+    "serve": "run one service: baton serve gateway|prefill|decode|both|vault (--help for its flags)",
 }
-SERVICES = ("gateway", "prefill", "decode", "both")
+SERVICES = ("gateway", "prefill", "decode", "both", "vault")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from kvtransfer.errors import KvTransferError
 from kvtransfer.peer import Peer
 from kvtransfer.sender import Sender
 from services.common.logs import log
+from services.worker.metrics import WorkerMetrics
 
 _Key = tuple[str, str]
 
@@ -21,8 +22,9 @@ _logger = logging.getLogger(__name__)
 class PeerLinks:
     """Follows the list of receivers that the gateways send with each beat."""
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: Sender, metrics: WorkerMetrics) -> None:
         self._sender = sender
+        self._metrics = metrics
         self._listed: set[_Key] = set()
         self._opened: set[_Key] = set()
         self._refused: set[_Key] = set()
@@ -51,8 +53,18 @@ class PeerLinks:
         key = (peer.worker_id, peer.incarnation)
         if key not in self._opened:
             transport = await asyncio.to_thread(self._sender.connect, peer)
+            refused = "; ".join(self._sender.refused(peer))
             self._opened.add(key)
-            log(_logger, logging.INFO, "link to receiver", receiver=key[0], transport=transport)
+            self._metrics.count_link(transport, is_fallback=bool(refused))
+            level = logging.WARNING if refused else logging.INFO
+            log(
+                _logger,
+                level,
+                "link to receiver",
+                receiver=key[0],
+                transport=transport,
+                fallback_from=refused,
+            )
 
     async def close(self) -> None:
         """Wait for links that are being opened."""

@@ -2,7 +2,9 @@
 
 The blocks of a prompt belong to the engine until nobody reads them: with a transfer
 under way, the engine is told to free them when the transfer is done (acknowledged,
-failed or abandoned), never earlier. That holds for every way in which a run ends.
+failed or abandoned), never earlier. That holds for every way in which a run ends. A prompt that is
+computed in the receiver's own blocks is the reverse: the transfer is over, for the receiver, only when
+the engine has said its last word on the request (`settle`).
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class PrefillRun:
         self._skip = [self._blocks_to_skip(size, skip_tokens) for size in block_sizes]
         self._metrics = metrics
         self._transfer: OutboundTransfer | None = None
+        self._in_place = False
         self._num_pushed = 0
         self._ended = False
         self._before_commit_s = 0.0
@@ -88,9 +91,14 @@ class PrefillRun:
         """Blocks that the receiver has already, over all groups."""
         return sum(self._skip)
 
-    def attach(self, transfer: OutboundTransfer) -> None:
-        """Give the run its transfer; when that is done, the engine frees the blocks."""
+    def attach(self, transfer: OutboundTransfer, *, in_place: bool) -> None:
+        """Give the run its transfer; when that is done, the engine frees the blocks.
+
+        Args:
+            in_place: the prompt is computed in the receiver's blocks, and frees none.
+        """
         self._transfer = transfer
+        self._in_place = in_place
         loop = asyncio.get_running_loop()
 
         def on_done(done: Future[TransferStats]) -> None:
@@ -106,15 +114,24 @@ class PrefillRun:
             case BlocksFilled():
                 self._push(event)
             case TokenSampled():
+                self.settle()
                 self._on_token(event, at)
             case RequestFailed():
+                self.settle()
                 self.fail(translate(event.error) or BatonError(ErrorReason.INTERNAL, str(event.error)))
                 return True
             case RequestCancelled():
+                self.settle()
                 return True
             case _:
                 pass
         return False
+
+    def settle(self) -> None:
+        """Say that nothing is computed in the receiver's blocks (any more). Idempotent."""
+        if self._transfer is not None and self._in_place:
+            self._in_place = False
+            self._transfer.settle()
 
     def fail(self, error: BatonError) -> None:
         """End the run early with an error for the RPC."""
@@ -126,7 +143,7 @@ class PrefillRun:
         if self._ended:
             return
         self._ended = True
-        if self._transfer is None or self._num_pushed == 0:
+        if self._transfer is None or self._num_pushed == 0 or self._in_place:
             self._engine.cancel(self.request.request_id)
         if self._transfer is not None and not self._transfer.done.done():
             self._transfer.fail(reason, message)

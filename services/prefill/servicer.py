@@ -6,7 +6,8 @@ The life of a request here:
     2 begin        the transfer opens at once, so that the reservation's lease is renewed while we queue
     3 submit       the engine runs the prompt in chunks; blocks stay held
     4 push         each full block goes out while the next chunk computes (BlocksFilled); those that
-                   the receiver's prefix cache holds are skipped
+                   the receiver's prefix cache holds are skipped. Where both have one pool (the vault)
+                   the prompt is computed in the receiver's own blocks, and nothing is moved
     5 first token  goes to the gateway at once, COMMIT to the receiver just before it
     6 hand over    the receiver acknowledged; the blocks are freed, the stream ends
 
@@ -19,6 +20,7 @@ blocks when nobody reads them any more (run.py).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -27,7 +29,7 @@ import grpc
 
 from baton.v1 import kv_pb2, prefill_pb2, prefill_pb2_grpc, registry_pb2
 from engine.events import StepEvents
-from kvtransfer.outbound import OutboundTransfer
+from engine.request import GivenBlocks
 from kvtransfer.peer import Peer
 from kvtransfer.sender import Sender
 from services.common.errors import BatonError, ErrorReason
@@ -43,6 +45,9 @@ from services.worker.requests_in_flight import InFlight
 Context = grpc.aio.ServicerContext[prefill_pb2.PrefillRequest, prefill_pb2.PrefillResponse]
 
 
+_END_TIMEOUT_S = 2.0
+
+
 class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     """Serves PrefillService on one engine and one sender."""
 
@@ -54,7 +59,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         self._fingerprint = host.fingerprint
         self._block_sizes = tuple(group.block_size for group in host.built.layout.groups)
         self._sender = sender
-        self._peers = PeerLinks(sender)
+        self._peers = PeerLinks(sender, metrics)
         self._metrics = metrics
         self._runs: InFlight[PrefillRun] = InFlight()
         self._numbers = itertools.count(1)
@@ -75,7 +80,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         submitted = False
         try:
             if request.HasField("target"):
-                run.attach(await self._begin(request.target))
+                await self._begin(run, request.target)
             self._engine.submit(run.request)
             submitted = True
             news = await run.news.get()
@@ -105,6 +110,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         finally:
             run.end(ErrorReason.CANCELLED.name, "the gateway ended the call")
             if not submitted:
+                run.settle()
                 self._runs.remove(engine_id)
 
     async def Cancel(  # noqa: N802
@@ -149,6 +155,9 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         """Stop what still runs, and the sender."""
         for run in self._runs:
             run.fail(BatonError(ErrorReason.DRAINING, "the worker is shutting down"))
+        # What is computed in place must have ended before the sender counts as gone.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._runs.empty(), _END_TIMEOUT_S)
         await self._peers.close()
         await asyncio.to_thread(self._sender.close)
 
@@ -195,11 +204,19 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
                     f"{num_tokens} tokens need {needed} blocks of {group.name!r}, got {len(blocks.ids)}",
                 )
 
-    async def _begin(self, target: kv_pb2.KvTarget) -> OutboundTransfer:
+    async def _begin(self, run: PrefillRun, target: kv_pb2.KvTarget) -> None:
         peer = Peer.from_proto(target.peer)
         await self._peers.open(peer)
-        block_ids = [list(blocks.ids) for blocks in target.block_ids]
-        return self._sender.begin(peer, target.transfer_id, target.epoch, block_ids, target.lease_ms / 1000)
+        block_ids = tuple(tuple(blocks.ids) for blocks in target.block_ids)
+        lease_s = target.lease_ms / 1000
+        in_place = self._sender.shares_pool_with(peer)
+        transfer = self._sender.begin(
+            peer, target.transfer_id, target.epoch, block_ids, lease_s, in_place=in_place
+        )
+        run.attach(transfer, in_place=in_place)
+        if in_place:
+            await asyncio.wrap_future(transfer.opened)
+            run.request.given = GivenBlocks(block_ids, target.num_cached_tokens, transfer.writable)
 
     def _on_step(self, step: StepEvents, at: float) -> None:
         for event in step.events:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-TRANSPORTS = ("shared_memory", "zmq_tcp")
+from services.worker.gpu import check_gpu
+
+TRANSPORTS = ("cuda_ipc", "shared_memory", "zmq_tcp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +18,12 @@ class WorkerConfig:
         worker_id: stable name; empty: made of role, host name and port.
         gateway: address of a gateway's registry port, or of its gRPC port if it has none, to register with;
             several: repeat, or separate by commas; a gateway of four processes: host:50051-50054.
-        transports: transports that may carry KV blocks, best first: shared_memory, zmq_tcp.
+        transports: transports that may carry KV blocks, best first: cuda_ipc (GPU memory, one host),
+            shared_memory (host memory, one host), zmq_tcp.
         allow_fallback: use a later transport when an earlier one that both sides name cannot be opened.
+        vault: Unix socket of the vault whose pool and weights this worker uses; empty: it has its own.
+        vault_token_file: file with that vault's token; empty: VAULT.token.
+        gpu: GPU to run on, by its number; of those in CUDA_VISIBLE_DEVICES, if that is set.
         kv_host: address that the data plane listens on; empty: the same as host.
         kv_port: port of the data plane; 0: a free one.
     """
@@ -26,6 +32,9 @@ class WorkerConfig:
     gateway: tuple[str, ...] = ()
     transports: tuple[str, ...] = TRANSPORTS
     allow_fallback: bool = True
+    vault: str = ""
+    vault_token_file: str = ""
+    gpu: int = 0
     kv_host: str = ""
     kv_port: int = 0
 
@@ -34,6 +43,7 @@ class WorkerConfig:
         unknown = [name for name in self.transports if name not in TRANSPORTS]
         if unknown or not self.transports:
             raise ValueError(f"transports: must be some of {', '.join(TRANSPORTS)}, got {unknown or 'none'}")
+        check_gpu(self.gpu)
         for address in self.gateway:
             if not _addresses(address):
                 raise ValueError(f"gateway: must be host:port or host:first-last, got {address!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.errors import (
+    BlocksWithdrawnError,
     EngineStoppedError,
     GrammarError,
     InvalidRequestError,
@@ -33,6 +34,7 @@ _REASONS: tuple[tuple[type[Exception], ErrorReason], ...] = (
     (QueueFullError, ErrorReason.QUEUE_FULL),
     (OutOfBlocksError, ErrorReason.OUT_OF_BLOCKS),
     (UnknownRequestError, ErrorReason.RESERVATION_GONE),
+    (BlocksWithdrawnError, ErrorReason.RESERVATION_GONE),
     (EngineStoppedError, ErrorReason.WORKER_LOST),
     (StepFailedError, ErrorReason.INTERNAL),
     (InvalidPeerError, ErrorReason.INVALID_ARGUMENT),

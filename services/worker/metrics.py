@@ -79,6 +79,12 @@ class WorkerMetrics:
             "KV blocks not sent, because the receiver's prefix cache held them.",
             registry=self.registry,
         )
+        self._links = Counter(
+            "baton_handoff_links",
+            "Links opened to receivers; fallback: a better transport that fits did not open.",
+            ["transport", "fallback"],
+            registry=self.registry,
+        )
         self._handoffs = Counter(
             "baton_handoffs", "Hand-offs by outcome.", ["outcome"], registry=self.registry
         )
@@ -108,6 +114,12 @@ class WorkerMetrics:
     def observe_exposed(self, transport: str, exposed_s: float) -> None:
         """Note how long decode waited for one hand-off after prefill had computed."""
         self._exposed_s.labels(transport).observe(exposed_s)
+
+    def count_link(self, transport: str, *, is_fallback: bool) -> None:
+        """Count one link; a fallback shows among the transports of the worker's beats."""
+        self._links.labels(transport, "yes" if is_fallback else "no").inc()
+        if is_fallback:
+            self.transports.add(f"{transport} (fallback)")
 
     def count_handoff(self, transport: str, blocks: int, num_bytes: int, skipped: int = 0) -> None:
         """Count one acknowledged hand-off."""

@@ -3,7 +3,8 @@
     bind the port -> load the engine -> serve -> register -> ready line
     SIGTERM or SIGINT -> refuse new requests, tell the gateways -> wait for running ones
     -> leave the gateways -> stop
-A second signal ends the process at once. An engine that dies ends the process with status 1.
+A second signal ends the process at once. An engine that dies, or a
+vault that goes, ends the process with status 1.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineError
 from kvtransfer.curve import CurveKeys
 from kvtransfer.errors import KvTransferError
+from services.common.errors import BatonError
 from services.common.ids import default_worker_id, new_incarnation
 from services.common.logs import log, setup_logs
 from services.common.metrics import MetricsServer
@@ -136,6 +138,7 @@ class Worker:
         Raises:
             EngineError: the model cannot be used.
             KvTransferError: no memory, or the data plane cannot listen.
+            BatonError, ValueError: the vault refuses, is not there, or there is no such GPU.
             OSError: the metrics port cannot be bound.
         """
         if self._config.metrics_port >= 0:
@@ -147,11 +150,13 @@ class Worker:
                 lambda: self._is_serving,
             )
             self.metrics_address = f"{self._config.public_host}:{self._metrics_server.port}"
-        self.host = await start_engine(self._engine, self._worker.transports, self.identity.worker_id)
+        self.host = await start_engine(
+            self._engine, self._worker, self.identity.worker_id, self.identity.incarnation
+        )
         try:
             self.service = self._make_service(self.host, self.identity, self.metrics)
         except BaseException:
-            self.host.close()
+            await self.host.close()
             raise
         self.metrics.add_engine(self.host.engine.stats)
         self.service.add_to(self.server)
@@ -169,10 +174,11 @@ class Worker:
         )
         self._registry.start()
 
-    async def died(self) -> None:
-        """Return when the engine's thread is gone though nobody stopped it."""
-        while self.host.engine.healthy:
+    async def lost(self) -> str:
+        """Return why the worker cannot go on, once it cannot: its engine died, or its vault is gone."""
+        while not self.host.lost:
             await asyncio.sleep(HEALTH_INTERVAL_S)
+        return self.host.lost
 
     async def stop(self, drain_s: float) -> None:
         """Drain for at most `drain_s` seconds, then end everything."""
@@ -185,7 +191,7 @@ class Worker:
         await self._registry.stop()
         await self.service.close()
         await self.server.stop(STOP_GRACE_S)
-        self.host.close()
+        await self.host.close()
         if self._metrics_server is not None:
             self._metrics_server.close()
 
@@ -202,7 +208,7 @@ class Worker:
             block_size=built.config.block_size,
             context_length=built.context_length,
             max_step_tokens=built.config.max_step_tokens,
-            device=self._engine.backend,
+            device=self.host.device,
             kv_peer=self.service.kv_peer(),
             vocab_size=built.vocab_size,
             metrics_address=self.metrics_address,
@@ -219,7 +225,7 @@ async def run_worker(worker: Worker, drain_s: float, started_s: float) -> int:
     signals = StopSignals()
     try:
         await worker.start()
-    except (EngineError, KvTransferError, OSError) as error:
+    except (EngineError, KvTransferError, BatonError, OSError, ValueError) as error:
         log(_logger, logging.CRITICAL, "cannot start", error=str(error), kind=type(error).__name__)
         return 1
     built = worker.host.built
@@ -241,14 +247,14 @@ async def run_worker(worker: Worker, drain_s: float, started_s: float) -> int:
         start_s=round(time.monotonic() - started_s, 3),
     )
     asked = asyncio.create_task(signals.first.wait())
-    died = asyncio.create_task(worker.died())
-    await asyncio.wait([asked, died], return_when=asyncio.FIRST_COMPLETED)
+    lost = asyncio.create_task(worker.lost())
+    await asyncio.wait([asked, lost], return_when=asyncio.FIRST_COMPLETED)
     status = 0
     if not asked.done():
-        log(_logger, logging.CRITICAL, "the engine died; leaving")
+        log(_logger, logging.CRITICAL, "leaving", error=lost.result())
         drain_s, status = 0.0, 1
     asked.cancel()
-    died.cancel()
+    lost.cancel()
     log(_logger, logging.INFO, "draining", timeout_s=drain_s)
     await worker.stop(drain_s)
     log(_logger, logging.INFO, "stopped")

@@ -45,10 +45,11 @@ async def prefill_worker(
     *,
     gateway: Sequence[str] = (),
     transports: Sequence[str] = TRANSPORTS,
+    vault: str = "",
     metrics_port: int = -1,
 ) -> AsyncIterator[Worker]:
     """Run a prefill worker."""
-    worker_config = WorkerConfig(gateway=tuple(gateway), transports=tuple(transports))
+    worker_config = WorkerConfig(gateway=tuple(gateway), transports=tuple(transports), vault=vault)
     worker = make_prefill(PrefillConfig(ServerConfig(metrics_port=metrics_port), worker_config, engine))
     async with _running(worker):
         yield worker
@@ -61,10 +62,11 @@ async def decode_worker(
     gateway: Sequence[str] = (),
     transports: Sequence[str] = TRANSPORTS,
     leases: LeaseConfig | None = None,
+    vault: str = "",
     metrics_port: int = -1,
 ) -> AsyncIterator[Worker]:
     """Run a decode worker."""
-    worker_config = WorkerConfig(gateway=tuple(gateway), transports=tuple(transports))
+    worker_config = WorkerConfig(gateway=tuple(gateway), transports=tuple(transports), vault=vault)
     worker = make_decode(
         DecodeConfig(ServerConfig(metrics_port=metrics_port), worker_config, engine, leases or LeaseConfig())
     )

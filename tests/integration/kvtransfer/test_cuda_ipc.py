@@ -42,6 +42,8 @@ def test_gpu_memory_goes_over_tcp_only_where_that_is_allowed() -> None:
     with pytest.raises(TransportUnavailableError, match="cuda_ipc: the receiver is on host 'elsewhere'"):
         strict.connect(peer)
     assert lenient.connect(peer) == "zmq_tcp"
+    (refused,) = lenient.refused(peer)
+    assert refused.startswith("cuda_ipc: the receiver is on host 'elsewhere'")
     for end in (strict, lenient, receiver):
         end.close()
 

@@ -125,6 +125,24 @@ async def test_links_to_receivers_open_ahead_of_the_first_request(tiny_model: Pa
         await eventually(lambda: not sender._links)
 
 
+async def test_a_fallback_shows_in_status_and_metrics(tiny_model: Path) -> None:
+    async with (
+        gateway() as (registry, address),
+        decode_worker(engine_config(tiny_model)) as decode,
+        prefill_worker(engine_config(tiny_model), gateway=[address], metrics_port=0) as prefill,
+    ):
+        peer = decode.service.kv_peer()
+        assert peer is not None
+        unmappable = kv_pb2.KvPeer()
+        unmappable.CopyFrom(peer)
+        unmappable.regions[0].shm_name = "baton-gone-1-00000000"
+        registry.receivers = [unmappable]
+        await eventually(lambda: bool(prefill.service.load().transports))
+        assert list(prefill.service.load().transports) == ["zmq_tcp (fallback)"]
+        figures = await asyncio.to_thread(scrape, prefill.metrics_address)
+        assert figures['baton_handoff_links_total{fallback="yes",transport="zmq_tcp"}'] == 1
+
+
 async def test_drain_finishes_what_runs_and_refuses_what_is_new(tiny_model: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         registry, address = await stack.enter_async_context(gateway())
@@ -171,12 +189,12 @@ async def test_a_draining_prefill_worker_refuses(tiny_model: Path) -> None:
 
 async def test_an_engine_that_died_is_noticed(tiny_model: Path) -> None:
     async with decode_worker(engine_config(tiny_model)) as decode, Pair(None, decode) as pair:
-        died = asyncio.create_task(decode.died())
+        died = asyncio.create_task(decode.lost())
         await asyncio.sleep(0)
         assert not died.done()
         await pair.reserve(PROMPT, greedy(3), request_id="r")
         decode.host.engine.stop()
-        await asyncio.wait_for(died, 5)
+        assert await asyncio.wait_for(died, 5) == "the engine died"
         await eventually(lambda: pair.failures.get("r") == "WORKER_LOST")
 
 

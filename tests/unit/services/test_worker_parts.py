@@ -8,6 +8,7 @@ import pytest
 
 from baton.v1 import prefill_pb2, sampling_pb2
 from engine import errors as engine_errors
+from engine.backends.cuda.errors import KernelError
 from engine.sampling_params import SamplingParams
 from engine.stats import EngineStats
 from kvtransfer import errors as kv_errors
@@ -61,6 +62,10 @@ def test_a_request_is_made_of_its_message() -> None:
     assert (request.priority, request.cache_salt, request.hold_blocks) == (-5, "s", True)
 
 
+# A worker that meets one of these leaves.
+AT_START = (engine_errors.ModelLoadError, KernelError)
+
+
 def leaves(kind: type[Exception]) -> list[type[Exception]]:
     below = kind.__subclasses__()
     return [leaf for sub in below for leaf in leaves(sub)] if below else [kind]
@@ -69,7 +74,7 @@ def leaves(kind: type[Exception]) -> list[type[Exception]]:
 @pytest.mark.parametrize(
     "kind",
     [
-        *(k for k in leaves(engine_errors.EngineError) if not issubclass(k, engine_errors.ModelLoadError)),
+        *(k for k in leaves(engine_errors.EngineError) if not issubclass(k, AT_START)),
         *leaves(kv_errors.PeerError),
         *leaves(kv_errors.TransferError),
         kv_errors.ClosedError,

@@ -1,0 +1,1 @@
+"""The vault: memory that outlives the workers that use it."""
