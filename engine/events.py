@@ -6,6 +6,7 @@ A listener must return quickly: it hands the events to its own loop or queue.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.errors import EngineError
 from engine.request import FinishReason
@@ -44,8 +45,7 @@ class BlocksFilled:
     block_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSampled:
+class TokenSampled(NamedTuple):
     """A token was drawn.
 
     Attributes:

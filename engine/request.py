@@ -94,6 +94,9 @@ class Request:
         num_computed_tokens: KV present, or written by a step under way.
         num_pending_tokens: drawn by steps under way and not in token_ids yet.
         num_rows_under_way: steps under way that run it.
+        num_writable_slots: leading slots that it may write up to, from num_computed_tokens on, as far as
+            is known without asking.
+        token_limit: with so many tokens the answer ends, whatever they are; known while it runs.
         num_cached_tokens: KV that the prefix cache gave at first admission.
         block_ids: block table, one list a cache group.
         num_preemptions: times that it lost its blocks.
@@ -117,6 +120,8 @@ class Request:
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
     num_rows_under_way: int = 0
+    num_writable_slots: int = 0
+    token_limit: int = 0
     num_cached_tokens: int = 0
     block_ids: list[list[int]] = field(default_factory=list)
     num_preemptions: int = 0

@@ -7,18 +7,19 @@ The loop reads `output = scheduler.schedule()`, `pending = runner.launch(output)
 With EngineConfig.ahead the loop launches step N + 1 before it waits for step N, and
 never more than that. Steps run on the device in the order of their launch. A runner
 reads a Request only inside `launch`: afterwards the scheduler changes it.
+
+What is made once a row and step is a NamedTuple: a third of a frozen dataclass's cost.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engine.request import Request
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
+class ScheduledRow(NamedTuple):
     """One request's share of a step.
 
     Attributes:
@@ -78,8 +79,7 @@ class Logprobs:
     top: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """What sampling one row gave."""
 
     token_id: int

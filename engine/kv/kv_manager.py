@@ -40,6 +40,9 @@ class KVManager:
 
     Attributes:
         journal: what the prefix cache gained and lost; any thread may read it.
+        num_blocks: over all groups.
+        unit: tokens; prefixes are shared in steps that are whole blocks in every group.
+        hash_unit: tokens; where a single token fills a block of some group is a multiple of it.
     """
 
     def __init__(
@@ -65,8 +68,8 @@ class KVManager:
         self._tables: dict[str, _Table] = {}
         self._chains: dict[str, list[HashChain]] = {}
         self.num_blocks = num_blocks * len(groups)
-        # Prefixes are shared in steps that are whole blocks in every group.
         self.unit = math.lcm(*(group.block_size for group in groups))
+        self.hash_unit = math.gcd(*(group.block_size for group in groups))
 
     @property
     def num_free(self) -> int:
@@ -166,7 +169,7 @@ class KVManager:
         return end - start
 
     def grow(self, request: Request, num_slots: int) -> list[BlockCopy]:
-        """Make the slots from num_computed_tokens up to `num_slots` writable.
+        """Make the slots from num_computed_tokens up to `num_slots` writable; sets num_writable_slots.
 
         Returns:
             copies for the next step to make before it writes: a partly filled block that others hold too.
@@ -178,8 +181,6 @@ class KVManager:
         block_ids = self._tables[request.request_id].block_ids
         start = request.num_computed_tokens
         wanted = self._wanted(request, num_slots)
-        if all(need == 0 and not shared for need, shared in wanted):
-            return []
         for pool, (need, shared) in zip(self._pools, wanted, strict=True):
             if need + shared > pool.num_free:
                 raise OutOfBlocksError(
@@ -195,6 +196,9 @@ class KVManager:
                 pool.pin(src, self._step + 1)
                 pool.release(src)
                 copies.append(BlockCopy(index, src, dst))
+        request.num_writable_slots = min(
+            len(ids) * group.block_size for group, ids in zip(self._groups, block_ids, strict=True)
+        )
         return copies
 
     def grows_later(self, request: Request, num_slots: int) -> bool:
@@ -241,6 +245,7 @@ class KVManager:
             block_ids.append(shared)
         self._tables[child.request_id] = _Table(block_ids, list(source.num_registered))
         child.block_ids = block_ids
+        parent.num_writable_slots = 0
 
     def free(self, request: Request) -> None:
         """Give back all blocks of an admitted request; full ones stay cached until they are evicted."""
@@ -251,7 +256,7 @@ class KVManager:
                 for block_id in reversed(ids):
                     pool.release(block_id)
         request.block_ids = []
-        request.num_computed_tokens = 0
+        request.num_computed_tokens = request.num_writable_slots = 0
 
     def forget(self, request: Request) -> None:
         """Drop the hashes of a request that has ended."""

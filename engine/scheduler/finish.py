@@ -25,18 +25,14 @@ def finish_reason(
     return None
 
 
-def runs_ahead(request: Request, context_length: int) -> bool:
-    """Say whether a request may run once more before its pending token is known. Pure.
+def token_limit(request: Request, context_length: int) -> int:
+    """Return the number of tokens with which the answer ends, whatever they are. Pure.
 
-    Not if that token is its last whatever it is, so that no step runs a row in vain, nor if
-    the host must know it first.
+    Known before the tokens are, so that no step runs a row in vain.
     """
-    pending = request.num_pending_tokens
-    max_tokens = request.sampling.max_tokens
-    num_tokens = len(request.token_ids) + pending
-    return (
-        not request.needs_host_token
-        and (max_tokens is None or num_tokens - request.num_prompt_tokens < max_tokens)
-        and num_tokens < context_length
-        and (request.max_new_tokens is None or request.num_sampled_tokens + pending < request.max_new_tokens)
-    )
+    limit = context_length
+    if request.sampling.max_tokens is not None:
+        limit = min(limit, request.num_prompt_tokens + request.sampling.max_tokens)
+    if request.max_new_tokens is not None:
+        limit = min(limit, request.num_tokens + request.max_new_tokens - request.num_sampled_tokens)
+    return limit

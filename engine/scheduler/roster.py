@@ -7,12 +7,15 @@ from anywhere: cancel, fail, end ─► FINISHED, holding nothing; hold ─► F
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from engine.errors import EngineError
 from engine.events import RequestCancelled, RequestFailed
 from engine.kv.kv_manager import KVManager
 from engine.request import Request, RequestStatus
 from engine.scheduler.batch import Batch
 from engine.scheduler.filled_blocks import FilledBlocks
+from engine.scheduler.finish import token_limit
 from engine.scheduler.outbox import Outbox
 from engine.scheduler.waiting import WaitingQueue
 from engine.step import ScheduledRow
@@ -27,7 +30,9 @@ class Roster:
         running: those in the batch.
     """
 
-    def __init__(self, kv: KVManager, batch: Batch, filled: FilledBlocks, outbox: Outbox) -> None:
+    def __init__(
+        self, kv: KVManager, batch: Batch, filled: FilledBlocks, outbox: Outbox, context_length: int
+    ) -> None:
         self.requests: dict[str, Request] = {}
         self.queue = WaitingQueue()
         self.running = batch
@@ -36,6 +41,7 @@ class Roster:
         self._kv = kv
         self._filled = filled
         self._outbox = outbox
+        self._context_length = context_length
 
     def add(self, request: Request) -> None:
         """Queue a request whose status is WAITING (to be computed here) or QUEUED (for a reservation)."""
@@ -53,8 +59,7 @@ class Roster:
             request.status = RequestStatus.RESERVED
             self.running.num_reserved += 1
         else:
-            request.status = RequestStatus.RUNNING
-            self.running.add(request)
+            self._run(request)
 
     def reserved(self, request_id: str) -> Request | None:
         """Return the request that holds this reservation, if any does."""
@@ -64,13 +69,16 @@ class Roster:
     def start(self, request: Request) -> None:
         """Let a reserved request join the batch."""
         self.running.num_reserved -= 1
-        request.status = RequestStatus.RUNNING
-        self.running.add(request)
+        self._run(request)
 
     def join(self, request: Request) -> None:
         """Take a new request that has its blocks into the batch."""
         self.requests[request.request_id] = request
+        self._run(request)
+
+    def _run(self, request: Request) -> None:
         request.status = RequestStatus.RUNNING
+        request.token_limit = token_limit(request, self._context_length)
         self.running.add(request)
 
     def preempt(self, request: Request) -> None:
@@ -81,28 +89,21 @@ class Roster:
         request.num_preemptions += 1
         self.queue.add(request)
 
-    def append(self, request: Request, token_id: int) -> None:
-        """Add a drawn token to a running request, or to one preempted since."""
-        request.token_ids.append(token_id)
-        request.num_sampled_tokens += 1
-        if request.status is RequestStatus.WAITING:
-            self.queue.num_tokens += 1
-
     def hold(self, request: Request) -> None:
         """A running request is done and keeps its blocks until it is cancelled."""
         self.running.remove(request)
         request.status = RequestStatus.FINISHED
         self._outbox.dropped_ids.append(request.request_id)
 
-    def land(self, row: ScheduledRow) -> None:
-        """A row is not under way any more."""
-        request = row.request
-        request.num_rows_under_way -= 1
-        request.num_pending_tokens -= row.sample
-        if self._leaving and request.num_rows_under_way == 0:
-            event = self._leaving.pop(request, None)
-            if event is not None:
-                self._tell_end(request, event)
+    def land(self, rows: Iterable[ScheduledRow]) -> None:
+        """Rows are not under way any more."""
+        for row in rows:
+            request = row.request
+            request.num_rows_under_way -= 1
+            request.num_pending_tokens -= row.sample
+        if self._leaving:
+            for request in [r for r in self._leaving if r.num_rows_under_way == 0]:
+                self._tell_end(request, self._leaving.pop(request))
 
     def end(self, request: Request, event: RequestCancelled | RequestFailed | None = None) -> None:
         """Take a request out of wherever it is; it holds nothing afterwards.

@@ -29,17 +29,18 @@ import logging
 from collections import Counter
 
 from engine.config import EngineConfig
-from engine.errors import BlocksWithdrawnError, EngineError, OutOfBlocksError, QueueFullError
-from engine.events import Event, ReservationGranted, TokenSampled
+from engine.errors import EngineError, OutOfBlocksError, QueueFullError
+from engine.events import Event, TokenSampled
 from engine.kv.block_events import BlockJournal
 from engine.kv.kv_manager import KVManager
 from engine.kv.layout import CacheGroup
 from engine.request import Request, RequestStatus
+from engine.scheduler.admission import Admission
 from engine.scheduler.batch import Batch
 from engine.scheduler.chunks import cut_chunks
 from engine.scheduler.counters import Counters
 from engine.scheduler.filled_blocks import FilledBlocks
-from engine.scheduler.finish import finish_reason, runs_ahead
+from engine.scheduler.finish import finish_reason
 from engine.scheduler.outbox import Outbox
 from engine.scheduler.roster import Roster
 from engine.scheduler.step_clock import StepClock
@@ -48,6 +49,9 @@ from engine.stats import EngineStats
 from engine.step import BlockCopy, SampledToken, ScheduledRow, SchedulerOutput, StepResult
 
 _log = logging.getLogger(__name__)
+
+# Looked up once a row and step.
+_RUNNING, _WAITING, _FINISHED = RequestStatus.RUNNING, RequestStatus.WAITING, RequestStatus.FINISHED
 
 
 class Scheduler:
@@ -72,13 +76,14 @@ class Scheduler:
         # So that each running request can have a token in each step, and none waits for ever;
         # more spare blocks than an eighth would keep memory idle for growth that is far away.
         batch = Batch(min(config.max_running, config.max_step_tokens), max(1, num_blocks // 8))
-        self._roster = Roster(self._kv, batch, self._filled, self._outbox)
+        self._roster = Roster(self._kv, batch, self._filled, self._outbox, context_length)
+        self._counters = Counters()
+        self._admission = Admission(self._kv, self._roster, self._filled, self._outbox, self._counters)
         self._queue = self._roster.queue
         self._running = self._roster.running
         self._under_way: dict[int, SchedulerOutput] = {}
         self._shortest_first = False
         self._step = 0
-        self._counters = Counters()
         self._clock = StepClock()
 
     # Requests come and go.
@@ -168,7 +173,7 @@ class Scheduler:
         self._step += 1
         copies: list[BlockCopy] = []
         rows, prompts = self._schedule_decode(copies)
-        prompts += self._admit()
+        prompts += self._admission.admit()
         rows += self._schedule_chunks(prompts, self._config.max_step_tokens - len(rows))
         if not rows:
             return SchedulerOutput(self._step, ())
@@ -182,19 +187,39 @@ class Scheduler:
         """Take in what a step computed. Rows whose request has ended meanwhile are dropped."""
         self._clock.end(output)
         self._land(output)
-        for row in output.rows:
-            request = row.request
-            if request.status is RequestStatus.FINISHED:
+        counters, events, ending_ids = self._counters, self._outbox.events, self._eos_token_ids
+        hash_unit, sampled = self._kv.hash_unit, result.sampled
+        for request, start, num_tokens, sample, _ in output.rows:
+            status = request.status
+            if status is _FINISHED:
                 continue
-            self._counters.computed_tokens += row.num_tokens
+            counters.computed_tokens += num_tokens
+            end = start + num_tokens
             # A preempted one has lost what it computed, but not what it drew.
-            if request.status is RequestStatus.RUNNING:
-                end = row.start + row.num_tokens
+            if status is _RUNNING and (num_tokens > 1 or end % hash_unit == 0 or request.hold_blocks):
                 self._kv.register(request, end)
                 if request.hold_blocks:
-                    self._outbox.events += self._filled.advance(request, end)
-            if row.sample:
-                self._append(request, result.sampled[request.request_id])
+                    events += self._filled.advance(request, end)
+            if not sample:
+                continue
+            if request.grammar is not None and request.grammar.error is not None:
+                self.fail(request.request_id, request.grammar.error)
+                continue
+            token = sampled[request.request_id]
+            token_ids = request.token_ids
+            token_ids.append(token.token_id)
+            request.num_sampled_tokens += 1
+            counters.sampled_tokens += 1
+            if status is _WAITING:
+                self._queue.num_tokens += 1
+            if (
+                len(token_ids) >= request.token_limit
+                or token.token_id in ending_ids
+                or request.sampling.stop_token_ids
+            ):
+                self._append_perhaps_last(request, token)
+            else:
+                events.append(TokenSampled(request.request_id, token, None, request.num_cached_tokens))
 
     def abandon(self, output: SchedulerOutput, error: EngineError) -> None:
         """Fail the requests of a step that the runner did not finish."""
@@ -212,8 +237,7 @@ class Scheduler:
         """A step is not under way any more."""
         del self._under_way[output.step]
         self._kv.end_step(output.step)
-        for row in output.rows:
-            self._roster.land(row)
+        self._roster.land(output.rows)
 
     def take_events(self) -> list[Event]:
         """Return the events since the last call, in order."""
@@ -225,29 +249,28 @@ class Scheduler:
 
     # Parts of a step.
 
-    def _is_withdrawn(self, request: Request) -> bool:
-        """End a request whose given blocks may not be written any more."""
-        if request.given is None or request.given.writable():
-            return False
-        withdrawn = BlocksWithdrawnError("the worker that gave the blocks took them back")
-        self.fail(request.request_id, withdrawn)
-        return True
-
     def _schedule_decode(self, copies: list[BlockCopy]) -> tuple[list[ScheduledRow], list[Request]]:
         """Return the rows of requests that decode, and the other running requests."""
-        rows, prompts = [], []
+        rows: list[ScheduledRow] = []
+        prompts: list[Request] = []
         for request in tuple(self._running):
             # One further up may have preempted this one.
-            if request.status is not RequestStatus.RUNNING:
+            if request.status is not _RUNNING:
                 continue
-            if request.given is not None and self._is_withdrawn(request):
+            if request.given is not None and self._admission.is_withdrawn(request):
                 continue
-            if request.num_uncomputed_tokens != 1:
+            start, pending = request.num_computed_tokens, request.num_pending_tokens
+            if len(request.token_ids) + pending - start != 1:
                 prompts.append(request)
-            elif request.num_pending_tokens and not runs_ahead(request, self._context_length):
+            elif pending and (start + 1 >= request.token_limit or request.needs_host_token):
+                # The token under way is its last, or must be known first.
                 continue
-            elif self._make_room(request, copies):
-                rows.append(self._row(request, 1))
+            elif start < request.num_writable_slots or self._make_room(request, copies):
+                # As in `_row`, for many.
+                rows.append(ScheduledRow(request, start, 1, True, pending > 0))
+                request.num_computed_tokens = start + 1
+                request.num_pending_tokens = pending + 1
+                request.num_rows_under_way += 1
         return rows, prompts
 
     def _schedule_chunks(self, prompts: list[Request], budget: int) -> list[ScheduledRow]:
@@ -256,7 +279,7 @@ class Scheduler:
             return []
         prompts.sort(key=urgency)
         for request in prompts:
-            self._adopt(request)
+            self._admission.adopt(request)
         chunks = cut_chunks(
             prompts, budget, self._config.max_chunk_tokens, self._kv.unit, self._shortest_first
         )
@@ -275,53 +298,6 @@ class Scheduler:
         request.num_rows_under_way += 1
         return row
 
-    def _admit(self) -> list[Request]:
-        """Admit from the head of the queue while there is room; grant reservations.
-
-        Returns:
-            requests that run now.
-        """
-        admitted: list[Request] = []
-        while self._queue and self._running.num_places:
-            request = self._queue.head
-            if self._is_withdrawn(request):
-                continue
-            num_slots = request.num_tokens + (not request.hold_blocks)
-            if request.given is None and not self._kv.fits(num_slots):
-                self.fail(request.request_id, self._outgrown(request))
-                continue
-            try:
-                self._kv.admit(request, num_slots, leave=1, spare=self._running.num_spare)
-            except OutOfBlocksError:
-                break
-            self._roster.admit(request)
-            if request.num_preemptions == 0:
-                request.num_cached_tokens = request.num_computed_tokens
-                self._counters.prefix_query_tokens += request.num_tokens
-                self._counters.prefix_hit_tokens += request.num_cached_tokens
-            if request.status is RequestStatus.RESERVED:
-                self._grant(request)
-                continue
-            admitted.append(request)
-            if request.hold_blocks:
-                self._outbox.events += self._filled.advance(request, request.num_computed_tokens)
-        return admitted
-
-    def _grant(self, request: Request) -> None:
-        block_ids = tuple(tuple(ids) for ids in request.block_ids)
-        self._outbox.events.append(
-            ReservationGranted(request.request_id, block_ids, request.num_cached_tokens)
-        )
-
-    def _adopt(self, request: Request) -> None:
-        gained = self._kv.adopt(request, leave=1)
-        if gained and request.num_preemptions == 0:
-            request.num_cached_tokens += gained
-            self._counters.prefix_hit_tokens += gained
-        # What a step under way computes is not final yet; commit reports it, and this after it.
-        if gained and request.hold_blocks and request.num_rows_under_way == 0:
-            self._outbox.events += self._filled.advance(request, request.num_computed_tokens)
-
     def _make_room(self, request: Request, copies: list[BlockCopy]) -> bool:
         """Make the next slot writable; preempts the least urgent, which may be the request itself.
 
@@ -337,7 +313,7 @@ class Scheduler:
                 if not self._kv.fits(num_slots):
                     # First comes the token that is under way.
                     if request.num_rows_under_way == 0:
-                        self.fail(request.request_id, self._outgrown(request))
+                        self.fail(request.request_id, self._admission.outgrown(request))
                     return False
             if self._kv.grows_later(request, num_slots):
                 return False
@@ -347,21 +323,11 @@ class Scheduler:
             if victim is request:
                 return False
 
-    def _outgrown(self, request: Request) -> OutOfBlocksError:
-        return OutOfBlocksError(
-            f"{request.num_tokens} tokens and the next one do not fit the pool of "
-            f"{self._kv.num_blocks} KV blocks (kv_bytes)"
-        )
-
-    def _append(self, request: Request, token: SampledToken) -> None:
-        if request.grammar is not None and request.grammar.error is not None:
-            self.fail(request.request_id, request.grammar.error)
-            return
-        self._roster.append(request, token.token_id)
-        self._counters.sampled_tokens += 1
+    def _append_perhaps_last(self, request: Request, token: SampledToken) -> None:
+        """Tell of a token that is the last one, or may be."""
         reason = finish_reason(request, self._eos_token_ids, self._context_length)
         self._outbox.events.append(TokenSampled(request.request_id, token, reason, request.num_cached_tokens))
-        if reason is not None or request.num_sampled_tokens == request.max_new_tokens:
+        if reason is not None or len(request.token_ids) >= request.token_limit:
             if request.hold_blocks:
                 self._roster.hold(request)
             else:
