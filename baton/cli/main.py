@@ -23,6 +23,7 @@ COMMANDS = {
     "certs": "make certificates for a cluster, in one folder",
     "keys": "create, list and revoke the API keys of a gateway",
     "loadtest": "measure a cluster under load (baton loadtest --help)",
+    "bench": "measure the engine alone: baton bench engine (--help for its flags)",
     "serve": "run one service: baton serve gateway|prefill|decode|both|vault (--help for its flags)",
 }
 SERVICES = ("gateway", "prefill", "decode", "both", "vault")
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The harness is a client of its own; importing it here would bind the two together.
             harness = importlib.import_module("loadtest.main")
             return int(harness.main(arguments[1:], prog="baton loadtest"))
+        if arguments[:1] == ["bench"]:
+            return _bench(arguments[1:])
         return _run(arguments)
     except BatonError as error:
         print(f"baton: {error}", file=sys.stderr)
@@ -64,6 +67,16 @@ def _run(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     args.arguments = arguments
     status: int = importlib.import_module(f"baton.cli.{args.command}").run(args)
+    return status
+
+
+def _bench(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="baton bench", description="Measure a part of Baton by itself.")
+    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    parts.add_parser("engine", add_help=False, help="five workloads, offline, beside the machine's floor")
+    parser.parse_args(arguments[:1])
+    # It imports the engine, which the command itself does not know.
+    status: int = importlib.import_module("bench.engine.main").main(arguments[1:])
     return status
 
 
