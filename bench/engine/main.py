@@ -141,11 +141,11 @@ class _Bench:
 
     def _trace(self, driver: CoLocated, console: Console) -> None:
         path: Path = self._args.profile
+        first, num_steps = self._args.profile_from, self._args.profile_steps
         for workload in self._workloads:
-            kernels = self._config.backend == "cuda"
-            trace = StepTrace(self._args.profile_from, self._args.profile_steps, kernels=kernels)
+            trace = StepTrace(first, num_steps, kernels=self._config.backend == "cuda")
             with self._told(f"profile: {workload.name}"), trace.attached(driver.built.engine):
-                self._once(driver, workload, self._args.rounds + 1)
+                self._once(driver, workload.shortened(first + num_steps), self._args.rounds + 1)
             stem, _, suffixes = path.name.partition(".")
             trace.write(path.with_name(f"{stem}-{workload.name}.{suffixes or 'json'}"))
             show_trace(console, workload, trace)
