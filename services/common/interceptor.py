@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log, request_id_var
 from services.common.status import DETAILS_KEY, encode_status
+from services.common.tracing import HEADER, receive
 
 Translate = Callable[[Exception], BatonError | None]
 Context = grpc.aio.ServicerContext[Message, Message]
@@ -84,6 +85,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         async def call(raw: bytes, context: Context) -> Message:
             try:
                 self._access(method, context)
+                receive(_metadata(context, HEADER))
                 request = _parse(parse, raw)
                 return await behaviour(request, context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -98,6 +100,7 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
         async def call(raw: bytes, context: Context) -> AsyncGenerator[Message, None]:
             try:
                 self._access(method, context)
+                receive(_metadata(context, HEADER))
                 request = _parse(parse, raw)
                 # Closed here, so that the handler's cleanup does not wait for garbage collection.
                 async with contextlib.aclosing(behaviour(request, context)) as responses:
@@ -130,6 +133,11 @@ class StatusInterceptor(grpc.aio.ServerInterceptor):
             )
         self._on_error(known)
         await context.abort(known.grpc_code, known.message, ((DETAILS_KEY, encode_status(known)),))
+
+
+def _metadata(context: Context, name: str) -> str:
+    value = dict(context.invocation_metadata() or ()).get(name, "")
+    return value if isinstance(value, str) else ""
 
 
 def _parse(parse: Parse, raw: bytes) -> Message:

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on standard error, with the request's id where there is one.
+"""Logs: one JSON object a line on standard error, with the request's and its trace's id where there is one.
 
 Prompts and answers are never logged.
 """
@@ -10,6 +10,8 @@ import json
 import logging
 import sys
 import time
+
+from services.common.tracing import current_trace_id
 
 request_id_var: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 
@@ -37,7 +39,10 @@ class JsonFormatter(logging.Formatter):
         request_id = fields.get("request_id") or request_id_var.get()
         if request_id:
             line["request_id"] = request_id
-        line.update((key, value) for key, value in fields.items() if key != "request_id")
+        trace_id = fields.get("trace_id") or current_trace_id()
+        if trace_id:
+            line["trace_id"] = trace_id
+        line.update((key, value) for key, value in fields.items() if key not in ("request_id", "trace_id"))
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)

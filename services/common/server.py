@@ -31,6 +31,7 @@ from services.common.channel import MAX_MESSAGE_BYTES, server_options
 from services.common.errors import BatonError
 from services.common.interceptor import Access, Context, ErrorListener, StatusInterceptor, Translate
 from services.common.tls import Certificate, PeerConfig
+from services.common.tracing import TracesConfig
 
 Servicer = TypeVar("Servicer")
 
@@ -59,6 +60,7 @@ class ServerConfig:
     drain_timeout_s: float = 30.0
     log_level: str = "info"
     peers: PeerConfig = field(default_factory=PeerConfig)
+    traces: TracesConfig = field(default_factory=TracesConfig)
 
     def __post_init__(self) -> None:
         """Check ranges, and that no port is open by mistake."""

@@ -20,11 +20,13 @@ import grpc
 from baton.v1 import kv_pb2, prefill_pb2, prefill_pb2_grpc
 from engine.kv.layout import CacheGroup
 from services.common.errors import BatonError, ErrorReason
+from services.common.tracing import begin_request
 from services.decode.reservation import Phase
 from services.decode.reservations import Reservations
 from services.worker.answers import first_token
 from services.worker.intake import invalid
 from services.worker.metrics import WorkerMetrics
+from services.worker.spans import note_prompt
 
 TRANSPORT = "in_place"
 """Named where a hand-off that moves nothing is told of."""
@@ -73,12 +75,16 @@ class InPlacePrefill(prefill_pb2_grpc.PrefillServiceServicer):
             target.reservation_id, target.epoch, request.request_id, request.token_ids
         )
         assert reservation.in_place is not None
+        span = begin_request("PrefillService.Prefill", request_id=request.request_id)
         try:
             first = await reservation.in_place.first
         finally:
             if reservation.phase is Phase.COMPUTING:
+                span.end(error="CANCELLED")
                 self._reservations.end(reservation, BatonError(ErrorReason.CANCELLED, "the call was ended"))
         answer = first_token(reservation.request, first.event, received_s, first.at)
+        note_prompt(span, answer, received_s)
+        span.end()
         self._metrics.queue_s.observe(answer.queue_s)
         self._metrics.compute_s.observe(answer.compute_s)
         yield prefill_pb2.PrefillResponse(first_token=answer)

@@ -15,6 +15,7 @@ from engine.kv.layout import CacheGroup
 from engine.request import Request
 from kvtransfer.events import Committed
 from services.common.errors import BatonError, ErrorReason
+from services.common.tracing import PassedOn, Span, begin
 from services.worker.grammar_state import grammar_state
 
 
@@ -78,6 +79,7 @@ class Reservation:
         grammar_state: before the first token that COMMIT brings; None: the answer is free.
         granted: resolves when the engine has set the blocks aside.
         in_place: since it is COMPUTING.
+        span: of the Reserve call.
     """
 
     request_id: str
@@ -90,6 +92,8 @@ class Reservation:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     in_place: InPlace | None = None
+    span: Span = field(default_factory=PassedOn)
+    _decoding: Span | None = None
     num_tokens: int = field(init=False)
     grammar_state: kv_pb2.GrammarState | None = field(init=False)
 
@@ -102,6 +106,17 @@ class Reservation:
     def reservation_id(self) -> str:
         """Opaque; also the engine's id of the request."""
         return self.request.request_id
+
+    def begin_decode(self, traceparent: str = "") -> None:
+        """Note that it joins the batch, on behalf of the hand-off that names itself, or of Reserve."""
+        self._decoding = begin("decode", traceparent or self.span.traceparent, request_id=self.request_id)
+
+    def end_decode(self, error: str = "") -> None:
+        """Note that it left the batch. Idempotent."""
+        if self._decoding is not None:
+            self._decoding.set(tokens=self.request.num_sampled_tokens)
+            self._decoding.end(error=error)
+            self._decoding = None
 
     def check_commit(self, event: Committed, groups: tuple[CacheGroup, ...]) -> kv_pb2.KvCommit:
         """Return what COMMIT says, if it is about these tokens and all missing blocks came.

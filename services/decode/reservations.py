@@ -169,6 +169,7 @@ class Reservations:
             error: for a Reserve, or a Prefill of a prompt computed in place, that still waits.
         """
         was, reservation.phase = reservation.phase, Phase.ENDED
+        reservation.end_decode(error.reason.name)
         self._unlist(reservation)
         engine_id = reservation.reservation_id
         if was is Phase.RESERVED:
@@ -206,6 +207,7 @@ class Reservations:
             self._fail(reservation, error)
             return
         reservation.phase = Phase.RUNNING
+        reservation.begin_decode(commit.traceparent)
         # An engine that ended the request meanwhile says so in an event of its own.
         with contextlib.suppress(UnknownRequestError):
             self._engine.commit(reservation.reservation_id, commit.first_token)
@@ -283,6 +285,7 @@ class Reservations:
         assert reservation.in_place is not None
         if event.finish_reason is None:
             reservation.phase = Phase.RUNNING
+            reservation.begin_decode()
         else:
             self._drop(reservation)
         if not reservation.in_place.first.done():
@@ -344,6 +347,7 @@ class Reservations:
         self.held.remove(reservation.reservation_id)
 
     def _unlist(self, reservation: Reservation) -> None:
+        reservation.end_decode()
         if self._by_request.get(reservation.request_id) is reservation:
             del self._by_request[reservation.request_id]
         if self._by_transfer.get(reservation.transfer_id) is reservation:

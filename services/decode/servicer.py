@@ -30,6 +30,7 @@ from services.common.errors import BatonError, ErrorReason
 from services.common.ids import new_id
 from services.common.logs import log
 from services.common.server import GrpcServer
+from services.common.tracing import request_span
 from services.decode.config import LeaseConfig
 from services.decode.in_place import InPlacePrefill
 from services.decode.outbox import Outboxes
@@ -108,7 +109,8 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         # So that the grace period of a gateway without a stream begins now.
         self._outboxes.of(request.gateway_id)
         started_s = time.monotonic()
-        await self._reservations.open(reservation)
+        with request_span("DecodeService.Reserve", request_id=request.request_id) as reservation.span:
+            await self._reservations.open(reservation)
         queue_s = time.monotonic() - started_s
         self._metrics.queue_s.observe(queue_s)
         return self._answer(reservation, queue_s)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from services.common.keys import KeyRing, Limits
 from services.common.tls import Certificate, PeerConfig
+from services.common.tracing import TracesConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ class GatewayConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
     peers: PeerConfig = field(default_factory=PeerConfig)
+    traces: TracesConfig = field(default_factory=TracesConfig)
 
     def __post_init__(self) -> None:
         """Check ranges, and that no port is open by mistake."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import uvloop
@@ -9,6 +10,7 @@ import uvloop
 from services.common.config import parse_config
 from services.common.logs import setup_logs
 from services.common.server import StopSignals, print_ready
+from services.common.tracing import Off, setup_tracing, use_tracing
 from services.gateway.app import Gateway
 from services.gateway.config import GatewayConfig
 
@@ -32,12 +34,14 @@ def main(argv: list[str]) -> int:
 
 
 async def _serve(config: GatewayConfig) -> None:
+    setup_tracing("gateway", socket.gethostname(), config.traces)
     signals = StopSignals()
     gateway = Gateway(config)
     await gateway.start()
     print_ready(address=gateway.grpc_address, http_address=gateway.http_address, model=config.served_name)
     await signals.first.wait()
     await gateway.stop()
+    use_tracing(Off())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from engine.events import BlocksFilled, Event, RequestCancelled, RequestFailed, 
 from engine.request import Request
 from kvtransfer.outbound import OutboundTransfer, TransferStats
 from services.common.errors import BatonError, ErrorReason
+from services.common.tracing import PassedOn, Span
 from services.worker.errors import translate
 from services.worker.grammar_state import grammar_state
 from services.worker.metrics import WorkerMetrics
@@ -61,6 +62,7 @@ class PrefillRun:
         skip_tokens: leading tokens that the receiver has; their blocks are not sent.
     Attributes:
         news: what the RPC waits for: Sampled, then HandedOver; or an error at any time.
+        span: of the RPC.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class PrefillRun:
         self._num_pushed = 0
         self._ended = False
         self._before_commit_s = 0.0
+        self._handoff: Span | None = None
+        self.span: Span = PassedOn()
 
     @property
     def skipped_blocks(self) -> int:
@@ -156,6 +160,7 @@ class PrefillRun:
         block_ids = event.block_ids[skip:]
         if block_ids:
             self._num_pushed += len(block_ids)
+            self._begin_handoff()
             transfer.push(event.group, event.first_index + skip, block_ids)
 
     def _on_token(self, event: TokenSampled, at: float) -> None:
@@ -165,6 +170,7 @@ class PrefillRun:
                 num_blocks=self._num_pushed,
                 num_tokens=self._num_tokens,
                 first_token=event.token.token_id,
+                traceparent=self._begin_handoff().traceparent,
             )
             if self._grammar_state is not None:
                 self._grammar_state.token_ids.append(event.token.token_id)
@@ -175,6 +181,7 @@ class PrefillRun:
 
     def _on_transfer_done(self, done: Future[TransferStats]) -> None:
         failure = done.exception()
+        self._end_handoff(done)
         if failure is None:
             stats = done.result()
             exposed_s = self._before_commit_s + stats.exposed_s
@@ -185,6 +192,29 @@ class PrefillRun:
         self._metrics.count_failed_handoff(type(failure).__name__.removesuffix("Error").lower())
         known = translate(failure) if isinstance(failure, Exception) else None
         self.news.put_nowait(known or BatonError(ErrorReason.TRANSFER_FAILED, str(failure)))
+
+    def _begin_handoff(self) -> Span:
+        """Return the span from the first push until the acknowledgement."""
+        if self._handoff is None:
+            self._handoff = self.span.child("hand-off")
+        return self._handoff
+
+    def _end_handoff(self, done: Future[TransferStats]) -> None:
+        if self._handoff is None:
+            return
+        failure = done.exception()
+        if failure is not None:
+            self._handoff.end(error=type(failure).__name__)
+            return
+        stats = done.result()
+        self._handoff.set(
+            transport=stats.transport,
+            blocks=stats.blocks,
+            bytes=stats.bytes,
+            skipped_blocks=self.skipped_blocks,
+            exposed_s=self._before_commit_s + stats.exposed_s,
+        )
+        self._handoff.end()
 
     def _open_transfer(self) -> OutboundTransfer | None:
         if self._ended or self._transfer is None or self._transfer.done.done():

@@ -34,6 +34,7 @@ from kvtransfer.peer import Peer
 from kvtransfer.sender import Sender
 from services.common.errors import BatonError, ErrorReason
 from services.common.server import GrpcServer
+from services.common.tracing import Span, request_span
 from services.prefill.peers import PeerLinks
 from services.prefill.run import HandedOver, PrefillRun, Sampled
 from services.worker.answers import first_token
@@ -41,6 +42,7 @@ from services.worker.engine_host import EngineHost
 from services.worker.intake import compile_grammar, engine_request, invalid
 from services.worker.metrics import LoadReporter, WorkerMetrics
 from services.worker.requests_in_flight import InFlight
+from services.worker.spans import note_prompt
 
 Context = grpc.aio.ServicerContext[prefill_pb2.PrefillRequest, prefill_pb2.PrefillResponse]
 
@@ -73,45 +75,10 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         self, request: prefill_pb2.PrefillRequest, context: Context
     ) -> AsyncGenerator[prefill_pb2.PrefillResponse, None]:
         """Run one prompt; see prefill.proto."""
-        received_s = time.monotonic()
-        run = await self._new_run(request)
-        engine_id = run.request.request_id
-        self._runs.add(engine_id, run)
-        submitted = False
-        try:
-            if request.HasField("target"):
-                await self._begin(run, request.target)
-            self._engine.submit(run.request)
-            submitted = True
-            news = await run.news.get()
-            if not isinstance(news, Sampled):
-                raise _unexpected(news)
-            answer = first_token(run.request, news.event, received_s, news.at)
-            self._metrics.queue_s.observe(answer.queue_s)
-            self._metrics.compute_s.observe(answer.compute_s)
-            yield prefill_pb2.PrefillResponse(first_token=answer)
-            if news.event.finish_reason is not None:
-                run.end("FINISHED", "the first token ended the answer")
-                return
-            if not request.HasField("target"):
-                return
-            news = await run.news.get()
-            if not isinstance(news, HandedOver):
-                raise _unexpected(news)
-            yield prefill_pb2.PrefillResponse(
-                handed_over=prefill_pb2.HandedOver(
-                    transport=news.stats.transport,
-                    blocks=news.stats.blocks,
-                    bytes=news.stats.bytes,
-                    skipped_blocks=run.skipped_blocks,
-                    exposed_s=news.exposed_s,
-                )
-            )
-        finally:
-            run.end(ErrorReason.CANCELLED.name, "the gateway ended the call")
-            if not submitted:
-                run.settle()
-                self._runs.remove(engine_id)
+        with request_span("PrefillService.Prefill", request_id=request.request_id) as span:
+            async with contextlib.aclosing(self._run(request, span)) as responses:
+                async for response in responses:
+                    yield response
 
     async def Cancel(  # noqa: N802
         self,
@@ -162,6 +129,51 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         await asyncio.to_thread(self._sender.close)
 
     # Steps of a request.
+
+    async def _run(
+        self, request: prefill_pb2.PrefillRequest, span: Span
+    ) -> AsyncGenerator[prefill_pb2.PrefillResponse, None]:
+        received_s = time.monotonic()
+        run = await self._new_run(request)
+        run.span = span
+        engine_id = run.request.request_id
+        self._runs.add(engine_id, run)
+        submitted = False
+        try:
+            if request.HasField("target"):
+                await self._begin(run, request.target)
+            self._engine.submit(run.request)
+            submitted = True
+            news = await run.news.get()
+            if not isinstance(news, Sampled):
+                raise _unexpected(news)
+            answer = first_token(run.request, news.event, received_s, news.at)
+            note_prompt(span, answer, received_s)
+            self._metrics.queue_s.observe(answer.queue_s)
+            self._metrics.compute_s.observe(answer.compute_s)
+            yield prefill_pb2.PrefillResponse(first_token=answer)
+            if news.event.finish_reason is not None:
+                run.end("FINISHED", "the first token ended the answer")
+                return
+            if not request.HasField("target"):
+                return
+            news = await run.news.get()
+            if not isinstance(news, HandedOver):
+                raise _unexpected(news)
+            yield prefill_pb2.PrefillResponse(
+                handed_over=prefill_pb2.HandedOver(
+                    transport=news.stats.transport,
+                    blocks=news.stats.blocks,
+                    bytes=news.stats.bytes,
+                    skipped_blocks=run.skipped_blocks,
+                    exposed_s=news.exposed_s,
+                )
+            )
+        finally:
+            run.end(ErrorReason.CANCELLED.name, "the gateway ended the call")
+            if not submitted:
+                run.settle()
+                self._runs.remove(engine_id)
 
     async def _new_run(self, message: prefill_pb2.PrefillRequest) -> PrefillRun:
         if self._draining:

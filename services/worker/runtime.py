@@ -28,6 +28,7 @@ from services.common.logs import log, setup_logs
 from services.common.metrics import MetricsServer
 from services.common.peer_access import require_peer
 from services.common.server import GrpcServer, ServerConfig, StopSignals, allow_all, print_ready
+from services.common.tracing import Off, setup_tracing, use_tracing
 from services.worker.config import WorkerConfig
 from services.worker.engine_host import EngineHost, start_engine
 from services.worker.errors import translate
@@ -269,7 +270,8 @@ def run_process(role: str, make_worker: Callable[[], Worker], server: ServerConf
     async def run() -> int:
         try:
             worker = make_worker()
-        except OSError as error:
+            setup_tracing(role, worker.identity.worker_id, server.traces)
+        except (OSError, ValueError) as error:
             log(_logger, logging.CRITICAL, "cannot start", error=str(error))
             return 1
         return await run_worker(worker, server.drain_timeout_s, started_s)
@@ -278,3 +280,5 @@ def run_process(role: str, make_worker: Callable[[], Worker], server: ServerConf
         return asyncio.run(run())
     except KeyboardInterrupt:
         return 130
+    finally:
+        use_tracing(Off())

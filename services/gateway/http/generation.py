@@ -6,6 +6,7 @@ from collections.abc import Sequence, Set
 
 from baton.v1.sampling_pb2 import SamplingParams
 from services.common.logs import request_id_var
+from services.common.tracing import HEADER, receive
 from services.gateway.generator import Generator
 from services.gateway.http.constraints import Constraint, body_constraint, chat_constraint
 from services.gateway.http.exchange import Exchange
@@ -125,6 +126,7 @@ async def prepare_for(
         BatonError: as `prepare`.
     """
     request_id_var.set(exchange.request_id)
+    receive(exchange.header(HEADER))
     if constraint is not None:
         sampling.grammar.CopyFrom(constraint.grammar)
     return await prepare(

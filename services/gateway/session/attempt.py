@@ -36,7 +36,7 @@ from services.gateway.session.recovery import (
     Recovery,
     deadline_error,
 )
-from services.gateway.session.trace import RequestTrace
+from services.gateway.session.trace import Metadata, RequestTrace
 
 _STREAM_OPEN_S = 2.0
 _SETTLE_S = 1.0
@@ -201,7 +201,7 @@ class Attempt:
             raise AttemptFailedError(error) from error
 
     async def _call_reserve(self, link: WorkerLink) -> None:
-        self._trace.reserve(self.decode_worker)
+        metadata = self._trace.reserve(self.decode_worker)
         response = await link.reserve(
             ReserveRequest(
                 request_id=self._id,
@@ -215,6 +215,7 @@ class Attempt:
                 transfer_id=self._id,
             ),
             self._recovery.remaining_s(),
+            metadata,
         )
         if response.target.peer.incarnation != link.worker.info.incarnation:
             raise BatonError(ErrorReason.WORKER_LOST, f"worker {self.decode_worker!r} was reborn")
@@ -240,7 +241,7 @@ class Attempt:
         self._prefill = link
         self._holds.append(hold)
         self._epoch += 1
-        self._trace.prefill(self.prefill_worker)
+        metadata = self._trace.prefill(self.prefill_worker)
         request = PrefillRequest(
             request_id=f"{self._id}.{self._epoch}",
             token_ids=self._token_ids,
@@ -250,12 +251,18 @@ class Attempt:
             cache_salt=self._request.cache_salt,
             target=self._target,
         )
-        self._prefill_task = asyncio.create_task(self._read_prefill(link, request, hold, self._epoch))
+        self._prefill_task = asyncio.create_task(
+            self._read_prefill(link, request, metadata, hold, self._epoch)
+        )
 
-    async def _read_prefill(self, link: WorkerLink, request: PrefillRequest, hold: Hold, epoch: int) -> None:
+    async def _read_prefill(
+        self, link: WorkerLink, request: PrefillRequest, metadata: Metadata, hold: Hold, epoch: int
+    ) -> None:
         error: BatonError | None = None
         try:
-            async with contextlib.aclosing(link.prefill(request, self._recovery.remaining_s())) as responses:
+            async with contextlib.aclosing(
+                link.prefill(request, self._recovery.remaining_s(), metadata)
+            ) as responses:
                 async for response in responses:
                     hold.release()
                     self._mailbox.put_nowait(PrefillEvent(epoch, response))

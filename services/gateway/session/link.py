@@ -17,6 +17,7 @@ from services.common.status import parse_status
 from services.common.tls import Certificate
 from services.gateway.registry import Registry, Worker
 from services.gateway.session.steps import StepStream
+from services.gateway.session.trace import Metadata
 
 _CANCEL_TIMEOUT_S = 2.0
 _CANCEL_TRIES = 3
@@ -44,12 +45,14 @@ class WorkerLink:
         if worker.does_decode:
             self.steps = StepStream(self._decode, gateway_id, worker, registry)
 
-    async def reserve(self, request: ReserveRequest, timeout_s: float) -> ReserveResponse:
+    async def reserve(
+        self, request: ReserveRequest, timeout_s: float, metadata: Metadata = ()
+    ) -> ReserveResponse:
         """Call DecodeService.Reserve. BatonError: what the worker said, or WORKER_LOST."""
         # A sender that has just joined would else be refused until the next beat names it.
         new_keys = [key for key in self._registry.sender_keys() if key not in self._told_keys]
         request.sender_keys.extend(new_keys)
-        call = self._decode.Reserve(request, timeout=timeout_s)
+        call = self._decode.Reserve(request, timeout=timeout_s, metadata=metadata)
         self._calls.add(call)
         try:
             response: ReserveResponse = await call
@@ -64,10 +67,10 @@ class WorkerLink:
             self._calls.discard(call)
 
     async def prefill(
-        self, request: PrefillRequest, timeout_s: float
+        self, request: PrefillRequest, timeout_s: float, metadata: Metadata = ()
     ) -> AsyncGenerator[PrefillResponse, None]:
         """Call PrefillService.Prefill; closing the iterator cancels the call."""
-        call = self._prefill.Prefill(request, timeout=timeout_s)
+        call = self._prefill.Prefill(request, timeout=timeout_s, metadata=metadata)
         self._calls.add(call)
         try:
             async for response in call:

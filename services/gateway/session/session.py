@@ -214,6 +214,7 @@ class Session:
             request_id=self.request.request_id,
             worker_request_id=self.request.key,
             api_key=self.request.caller.key_id or None,
+            trace_id=self._trace.trace_id,
             outcome=self._outcome,
             prompt_tokens=len(self.request.token_ids),
             completion_tokens=num_tokens,

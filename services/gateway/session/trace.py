@@ -1,19 +1,25 @@
-"""Follows one request for those who watch: its bars on the page's timeline."""
+"""Follows one request for those who watch: its bars on the page's timeline, and its spans."""
 
 from __future__ import annotations
 
 import time
 
 from baton.v1.prefill_pb2 import FirstToken, HandedOver
+from services.common.tracing import PassedOn, Span, begin_request, outgoing, trace_id_of
 from services.gateway.request import Request
 from services.gateway.timeline import Bar, Timeline, Timelines
+
+Metadata = tuple[tuple[str, str], ...]
 
 
 class RequestTrace:
     """Told by the session and its attempts what happens, when it happens.
 
+    Must be made in the task that serves the request: its span becomes that task's.
+
     Attributes:
         timeline: what has been noted.
+        trace_id: of its spans; empty: none.
     """
 
     def __init__(self, request: Request, timelines: Timelines) -> None:
@@ -26,22 +32,33 @@ class RequestTrace:
             prompt_tokens=len(request.token_ids),
         )
         self._decode: Bar | None = None
+        self._span = begin_request(
+            "generate", request_id=request.request_id, prompt_tokens=len(request.token_ids)
+        )
+        self._reserve: Span = PassedOn()
+        self._prefill: Span = PassedOn()
+        self.trace_id = trace_id_of(self._span.traceparent)
         timelines.add(self.timeline)
 
-    def reserve(self, worker: str) -> None:
-        """A reservation is asked for."""
+    def reserve(self, worker: str) -> Metadata:
+        """A reservation is asked for; returns the metadata of that call."""
         self.timeline.begin("queue", worker)
         self._touch()
+        self._reserve = self._span.child("reserve", worker=worker)
+        return outgoing(self._reserve)
 
     def reserved(self) -> None:
         """It was given."""
+        self._reserve.end()
         self.timeline.end_open()
         self._touch()
 
-    def prefill(self, worker: str) -> None:
-        """A prompt was sent to a prefill worker."""
+    def prefill(self, worker: str) -> Metadata:
+        """A prompt is sent to a prefill worker; returns the metadata of that call."""
         self.timeline.begin("prefill_queue", worker)
         self._touch()
+        self._prefill = self._span.child("prefill", worker=worker)
+        return outgoing(self._prefill)
 
     def first_token(self, first: FirstToken) -> None:
         """Prefill sampled; its own clock says when it did what."""
@@ -57,6 +74,8 @@ class RequestTrace:
         if timeline.ttft_s is None:
             timeline.ttft_s = round(now_s, 6)
             timeline.cached_tokens = min(first.cached_tokens, timeline.prompt_tokens)
+            self._span.set(ttft_s=timeline.ttft_s, cached_tokens=timeline.cached_tokens)
+        self._prefill.end()
         self._touch()
 
     def hand_off(self, prefill_worker: str, decode_worker: str) -> None:
@@ -85,6 +104,7 @@ class RequestTrace:
     def lost(self, reason: str) -> None:
         """An attempt, or a prefill of it, came to nothing."""
         self.timeline.end_open(reason)
+        self._end_calls(reason)
         self.timeline.retries += 1
         self._decode = None
         self._touch()
@@ -95,7 +115,14 @@ class RequestTrace:
         timeline.end_open(reason)
         timeline.outcome, timeline.reason = outcome, reason
         timeline.total_s = round(timeline.now_s(), 6)
+        self._end_calls(reason or outcome)
+        self._span.set(completion_tokens=timeline.tokens, retries=timeline.retries, outcome=outcome)
+        self._span.end(error=reason)
         self._timelines.end(timeline)
+
+    def _end_calls(self, why: str) -> None:
+        self._reserve.end(error=why)
+        self._prefill.end(error=why)
 
     def _touch(self) -> None:
         self._timelines.touch(self.timeline)

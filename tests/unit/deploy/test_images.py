@@ -60,8 +60,14 @@ def test_the_gateways_list_is_what_it_imports():
     modules = reachable(start)
     top = {module.partition(".")[0] for module in modules} - FIRST_PARTY - set(sys.stdlib_module_names)
     distributions = packages_distributions()
-    namespaces = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
-    needed = {normal(name) for module in top - {"google"} for name in distributions[module]}
+    namespaces = {
+        "google.protobuf": "protobuf",
+        "google.rpc": "googleapis-common-protos",
+        "opentelemetry.exporter": "opentelemetry-exporter-otlp-proto-grpc",
+        "opentelemetry.sdk": "opentelemetry-sdk",
+    }
+    shared = {name.partition(".")[0] for name in namespaces}
+    needed = {normal(name) for module in top - shared for name in distributions[module]}
     needed |= {name for prefix, name in namespaces.items() if any(m.startswith(prefix) for m in modules)}
     lines = (ROOT / "docker/gateway.txt").read_text().splitlines()
     listed = {normal(line) for line in lines if line and not line.startswith("#")}
