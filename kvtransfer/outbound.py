@@ -111,6 +111,11 @@ class OutboundTransfer:
         self._commit_called_at = 0.0
         self._room_since = link.clock()
 
+    @property
+    def transport(self) -> str:
+        """Name of the transport that it uses."""
+        return self._link.transport
+
     def push(
         self,
         group: int,

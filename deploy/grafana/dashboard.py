@@ -26,13 +26,13 @@ class Panel:
     stacked: bool = False
 
 
-def quantiles(metric: str, by: str = "") -> tuple[tuple[str, str], ...]:
-    """Queries of p50, p90 and p99 of a gateway's histogram."""
+def quantiles(metric: str, by: str = "", where: str = GATEWAY) -> tuple[tuple[str, str], ...]:
+    """Queries of p50, p90 and p99 of a histogram, of gateways unless `where` says otherwise."""
     labels, legend = (f"le, {by}", f" {{{{{by}}}}}") if by else ("le", "")
     return tuple(
         (
             f"histogram_quantile({share}, sum by ({labels}) "
-            f"(rate({metric}_bucket{{{GATEWAY}}}[$__rate_interval])))",
+            f"(rate({metric}_bucket{{{where}}}[$__rate_interval])))",
             f"p{round(share * 100)}{legend}",
         )
         for share in (0.5, 0.9, 0.99)
@@ -154,10 +154,16 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 tuple(
                     (f"{rate(f'{metric}_sum', PREFILL)} / {rate(f'{metric}_count', PREFILL)}", legend)
                     for metric, legend in (
-                        ("baton_queue_seconds", "queue"),
-                        ("baton_prefill_compute_seconds", "compute"),
+                        ("baton_request_queue_time_seconds", "queue"),
+                        ("baton_request_prefill_time_seconds", "compute"),
                     )
                 ),
+            ),
+            Panel(
+                "Step time",
+                "Of one engine step: a chunk or more.",
+                "s",
+                quantiles("baton_step_seconds", "", PREFILL),
             ),
         ),
     ),
@@ -175,7 +181,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Exposed time",
                 "From the end of prefill compute until decode could run.",
                 "s",
-                quantiles("baton_handoff_exposed_seconds", "transport"),
+                quantiles("baton_handoff_exposed_seconds", "transport", PREFILL),
             ),
             Panel(
                 "Hand-offs",
@@ -195,16 +201,16 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "KV in use",
                 "Share of the pool that requests, reservations or transfers hold.",
                 "percentunit",
-                ((f"baton_kv_usage_ratio{{{DECODE}}}", "{{instance}}"),),
+                ((f"baton_kv_cache_usage_ratio{{{DECODE}}}", "{{instance}}"),),
             ),
             Panel(
                 "Batch",
                 "Requests in the batch, in the queue, and those whose KV is on its way.",
                 "short",
                 (
-                    (f"sum(baton_requests_running{{{DECODE}}})", "running"),
-                    (f"sum(baton_requests_waiting{{{DECODE}}})", "waiting"),
-                    (f"sum(baton_requests_reserved{{{DECODE}}})", "reserved"),
+                    (f"sum(baton_num_requests_running{{{DECODE}}})", "running"),
+                    (f"sum(baton_num_requests_waiting{{{DECODE}}})", "waiting"),
+                    (f"sum(baton_num_requests_reserved{{{DECODE}}})", "reserved"),
                 ),
                 stacked=True,
             ),
@@ -212,7 +218,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Generated tokens",
                 "By worker.",
                 "short",
-                ((rate("baton_generated_tokens_total", DECODE, "instance"), "{{instance}}"),),
+                ((rate("baton_generation_tokens_total", DECODE, "instance"), "{{instance}}"),),
                 stacked=True,
             ),
             Panel(
@@ -221,17 +227,23 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "short",
                 (
                     (
-                        f"{rate('baton_generated_tokens_total', DECODE, 'instance')} / "
+                        f"{rate('baton_generation_tokens_total', DECODE, 'instance')} / "
                         f"{rate('baton_engine_steps_total', DECODE, 'instance')}",
                         "{{instance}}",
                     ),
                 ),
             ),
             Panel(
+                "Step time",
+                "Of one engine step: a token of every request in the batch.",
+                "s",
+                quantiles("baton_step_seconds", "", DECODE),
+            ),
+            Panel(
                 "Preemptions",
                 "Requests stopped for lack of blocks.",
                 "ops",
-                ((rate("baton_preemptions_total", DECODE, "instance"), "{{instance}}"),),
+                ((rate("baton_num_preemptions_total", DECODE, "instance"), "{{instance}}"),),
             ),
             Panel(
                 "Prefix cache",
@@ -239,8 +251,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "percentunit",
                 (
                     (
-                        f"{rate('baton_prefix_cache_hits_tokens_total', '', 'component')} / "
-                        f"{rate('baton_prefix_cache_queries_tokens_total', '', 'component')}",
+                        f"{rate('baton_prefix_cache_hits_total', '', 'component')} / "
+                        f"{rate('baton_prefix_cache_queries_total', '', 'component')}",
                         "{{component}}",
                     ),
                 ),

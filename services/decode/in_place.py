@@ -91,7 +91,7 @@ class InPlacePrefill(prefill_pb2_grpc.PrefillServiceServicer):
         if answer.finish_reason:
             return
         num_blocks = sum(group.num_blocks_for(reservation.num_tokens) for group in self._groups)
-        self._metrics.count_handoff(TRANSPORT, 0, 0)
+        self._metrics.count_handoff("received", TRANSPORT, 0, 0)
         yield prefill_pb2.PrefillResponse(
             handed_over=prefill_pb2.HandedOver(transport=TRANSPORT, skipped_blocks=num_blocks)
         )

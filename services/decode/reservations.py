@@ -211,7 +211,8 @@ class Reservations:
         # An engine that ended the request meanwhile says so in an event of its own.
         with contextlib.suppress(UnknownRequestError):
             self._engine.commit(reservation.reservation_id, commit.first_token)
-        self._metrics.count_handoff("received", event.num_blocks, event.num_bytes)
+        transport = commit.transport or "unknown"
+        self._metrics.count_handoff("received", transport, event.num_blocks, event.num_bytes)
         del self._by_transfer[reservation.transfer_id]
         self._receiver.release(reservation.transfer_id)
 

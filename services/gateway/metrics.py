@@ -38,15 +38,6 @@ class GatewayMetrics:
         self.e2e = histogram("e2e_request_latency_seconds", "From receipt to the end")
         self.queue = histogram("request_queue_time_seconds", "From admission to the reservation")
         self.text = histogram("text_seconds", "Rendering and tokenizing of a prompt", _GAPS)
-        self.handoff = Histogram(
-            "baton_handoff_exposed_seconds",
-            "From the end of prefill compute until decode could run",
-            ("transport",),
-            registry=self.registry,
-            buckets=_GAPS,
-        )
-        self.handoff_blocks = counter("handoff_blocks", "KV blocks handed over", ("transport",))
-        self.handoff_bytes = counter("handoff_bytes", "KV bytes handed over", ("transport",))
         self.requests = counter("requests", "Requests ended, by outcome", ("outcome",))
         self.errors = counter("errors", "Requests refused or failed, by reason", ("reason",))
         self.retries = counter("retries", "Times that a lost worker's part was done again")

@@ -171,6 +171,7 @@ class PrefillRun:
                 num_tokens=self._num_tokens,
                 first_token=event.token.token_id,
                 traceparent=self._begin_handoff().traceparent,
+                transport=transfer.transport,
             )
             if self._grammar_state is not None:
                 self._grammar_state.token_ids.append(event.token.token_id)
@@ -185,7 +186,9 @@ class PrefillRun:
         if failure is None:
             stats = done.result()
             exposed_s = self._before_commit_s + stats.exposed_s
-            self._metrics.count_handoff(stats.transport, stats.blocks, stats.bytes, self.skipped_blocks)
+            self._metrics.count_handoff(
+                "sent", stats.transport, stats.blocks, stats.bytes, self.skipped_blocks
+            )
             self._metrics.observe_exposed(stats.transport, exposed_s)
             self.news.put_nowait(HandedOver(stats, exposed_s))
             return

@@ -5,32 +5,36 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from baton.v1 import registry_pb2
-from engine.stats import EngineStats
+from engine.stats import STEP_BUCKETS_S, EngineStats
 from services.common.errors import BatonError
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+Direction = Literal["sent", "received"]
+
 # Name, help, field of EngineStats.
 _GAUGES = (
-    ("baton_requests_running", "Requests in the batch.", "running"),
-    ("baton_requests_waiting", "Requests in the engine's queue.", "waiting"),
-    ("baton_requests_reserved", "Reservations whose KV is on its way.", "reserved"),
+    ("baton_num_requests_running", "Requests in the batch.", "running"),
+    ("baton_num_requests_waiting", "Requests in the engine's queue.", "waiting"),
+    ("baton_num_requests_reserved", "Reservations whose KV is on its way.", "reserved"),
     ("baton_kv_blocks", "KV blocks of the pool.", "num_blocks"),
     ("baton_kv_blocks_used", "KV blocks that requests, reservations or transfers hold.", "used_blocks"),
     ("baton_pending_tokens", "Tokens whose KV is to be computed.", "pending_tokens"),
 )
 _COUNTERS = (
     ("baton_computed_tokens", "Tokens run through the model.", "computed_tokens"),
-    ("baton_generated_tokens", "Tokens drawn.", "sampled_tokens"),
-    ("baton_prefix_cache_queries_tokens", "Tokens looked up in the prefix cache.", "prefix_query_tokens"),
-    ("baton_prefix_cache_hits_tokens", "Tokens found in the prefix cache.", "prefix_hit_tokens"),
-    ("baton_preemptions", "Requests stopped for lack of blocks.", "preemptions"),
+    ("baton_generation_tokens", "Tokens drawn.", "sampled_tokens"),
+    ("baton_prefix_cache_queries", "Tokens looked up in the prefix cache.", "prefix_query_tokens"),
+    ("baton_prefix_cache_hits", "Tokens found in the prefix cache.", "prefix_hit_tokens"),
+    ("baton_num_preemptions", "Requests stopped for lack of blocks.", "preemptions"),
     ("baton_engine_steps", "Steps of the engine.", "steps"),
 )
 
@@ -48,8 +52,18 @@ class EngineCollector(Collector):
             yield GaugeMetricFamily(name, text, value=getattr(stats, field))
         for name, text, field in _COUNTERS:
             yield CounterMetricFamily(name, text, value=getattr(stats, field))
+        steps = HistogramMetricFamily(
+            "baton_step_seconds", "Time of a step; prefill: it ran a chunk of a prompt.", labels=["kind"]
+        )
+        bounds = [str(bound) for bound in STEP_BUCKETS_S] + ["+Inf"]
+        for times in stats.step_times:
+            buckets = list(zip(bounds, accumulate(map(float, times.counts)), strict=True))
+            steps.add_metric([times.kind], buckets, times.sum_s)
+        yield steps
         usage = stats.used_blocks / max(stats.num_blocks, 1)
-        yield GaugeMetricFamily("baton_kv_usage_ratio", "Share of KV blocks in use, 0 to 1.", value=usage)
+        yield GaugeMetricFamily(
+            "baton_kv_cache_usage_ratio", "Share of KV blocks in use, 0 to 1.", value=usage
+        )
 
     def describe(self) -> list[Metric]:
         """Name nothing in advance: the engine need not be asked at registration."""
@@ -69,10 +83,13 @@ class WorkerMetrics:
         self.transferred_bytes = 0
         self.transports: set[str] = set()
         self._blocks = Counter(
-            "baton_handoff_blocks", "KV blocks handed over.", ["transport"], registry=self.registry
+            "baton_handoff_blocks",
+            "KV blocks handed over.",
+            ["direction", "transport"],
+            registry=self.registry,
         )
         self._bytes = Counter(
-            "baton_handoff_bytes", "Bytes handed over.", ["transport"], registry=self.registry
+            "baton_handoff_bytes", "Bytes handed over.", ["direction", "transport"], registry=self.registry
         )
         self._skipped = Counter(
             "baton_handoff_skipped_blocks",
@@ -95,9 +112,11 @@ class WorkerMetrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.queue_s = self._histogram("baton_queue_seconds", "From receipt until compute or reservation.")
+        self.queue_s = self._histogram(
+            "baton_request_queue_time_seconds", "From receipt until compute or reservation."
+        )
         self.compute_s = self._histogram(
-            "baton_prefill_compute_seconds", "From the first chunk until the first token."
+            "baton_request_prefill_time_seconds", "From the first chunk until the first token."
         )
         self._errors = Counter(
             "baton_errors", "Requests refused or ended early.", ["reason"], registry=self.registry
@@ -121,13 +140,15 @@ class WorkerMetrics:
         if is_fallback:
             self.transports.add(f"{transport} (fallback)")
 
-    def count_handoff(self, transport: str, blocks: int, num_bytes: int, skipped: int = 0) -> None:
-        """Count one acknowledged hand-off."""
+    def count_handoff(
+        self, direction: Direction, transport: str, blocks: int, num_bytes: int, skipped: int = 0
+    ) -> None:
+        """Count one acknowledged hand-off, on the side that sends or on the one that receives."""
         self.transports.add(transport)
         self.transferred_blocks += blocks
         self.transferred_bytes += num_bytes
-        self._blocks.labels(transport).inc(blocks)
-        self._bytes.labels(transport).inc(num_bytes)
+        self._blocks.labels(direction, transport).inc(blocks)
+        self._bytes.labels(direction, transport).inc(num_bytes)
         self._skipped.inc(skipped)
         self._handoffs.labels("committed").inc()
 

@@ -179,9 +179,6 @@ class Session:
             handoff.bytes = stats.bytes
             handoff.skipped_blocks = stats.skipped_blocks
             handoff.exposed_s = stats.exposed_s
-            self._metrics.handoff.labels(stats.transport).observe(stats.exposed_s)
-            self._metrics.handoff_blocks.labels(stats.transport).inc(stats.blocks)
-            self._metrics.handoff_bytes.labels(stats.transport).inc(stats.bytes)
         return handoff
 
     def _log_retry(self, cause: BatonError) -> None:

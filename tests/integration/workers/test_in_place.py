@@ -67,9 +67,9 @@ async def test_tokens_equal_the_engine_alone_and_nothing_moves(tiny_model: Path,
         # Each prompt was computed once.
         assert worker.host.engine.stats().computed_tokens == sum(map(len, prompts)) + 19 * len(prompts)
         seen = await asyncio.to_thread(scrape, worker.metrics_address)
-        assert seen['baton_handoff_blocks_total{transport="in_place"}'] == 0
+        assert seen['baton_handoff_blocks_total{direction="received",transport="in_place"}'] == 0
         assert seen['baton_handoffs_total{outcome="committed"}'] == len(prompts)
-        assert seen["baton_prefill_compute_seconds_count"] == len(prompts)
+        assert seen["baton_request_prefill_time_seconds_count"] == len(prompts)
 
 
 async def test_a_cached_prompt_is_not_computed_again(tiny_model: Path) -> None:

@@ -216,14 +216,21 @@ async def test_metrics(tiny_model: Path) -> None:
         await all_free(prefill, decode)
         block_bytes = decode.host.regions[0].block_bytes
         sent = await asyncio.to_thread(scrape, prefill.metrics_address)
-        assert sent['baton_handoff_blocks_total{transport="shared_memory"}'] == 2
-        assert sent['baton_handoff_bytes_total{transport="shared_memory"}'] == 2 * block_bytes
+        assert sent['baton_handoff_blocks_total{direction="sent",transport="shared_memory"}'] == 2
+        assert (
+            sent['baton_handoff_bytes_total{direction="sent",transport="shared_memory"}'] == 2 * block_bytes
+        )
         assert sent['baton_handoff_exposed_seconds_count{transport="shared_memory"}'] == 1
         assert sent["baton_computed_tokens_total"] == 20
         got = await asyncio.to_thread(scrape, decode.metrics_address)
+        received = got['baton_handoff_bytes_total{direction="received",transport="shared_memory"}']
+        assert received == 2 * block_bytes
+        assert sent['baton_step_seconds_count{kind="prefill"}'] >= 1
+        assert got['baton_step_seconds_count{kind="decode"}'] >= 4
+        assert 0 < got['baton_step_seconds_sum{kind="decode"}'] < 60
         assert got["baton_kv_blocks"] == 64
         assert got["baton_kv_blocks_used"] == 0
-        assert got["baton_generated_tokens_total"] == 4
+        assert got["baton_generation_tokens_total"] == 4
         assert got['baton_errors_total{reason="INVALID_ARGUMENT"}'] == 1
 
 

@@ -166,7 +166,7 @@ def test_the_load_carries_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load.tokens_per_s == pytest.approx(7)
     now += 20
     assert report().tokens_per_s == 0
-    metrics.count_handoff("zmq_tcp", 3, 300)
+    metrics.count_handoff("sent", "zmq_tcp", 3, 300)
     metrics.count_error(BatonError(ErrorReason.QUEUE_FULL, "full"))
     load = report()
     assert (load.transferred_blocks, load.transferred_bytes, list(load.transports)) == (3, 300, ["zmq_tcp"])
