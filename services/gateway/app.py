@@ -10,6 +10,9 @@ Without a registry port workers register on the gRPC port: so it is on loopback.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from baton.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from baton.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from services.common.errors import BatonError
@@ -66,10 +69,12 @@ class Gateway:
 
     async def start(self) -> None:
         """Answer on all ports."""
-        await self._grpc.start()
         if self._registry is not None:
             await self._registry.start()
             await self._registry.set_serving(True)
+        if self._config.process_index >= 0:
+            await self._await_workers()
+        await self._grpc.start()
         await self._http.start()
         await self._grpc.set_serving(True)
 
@@ -84,6 +89,13 @@ class Gateway:
         if self._metrics is not None:
             self._metrics.close()
         await self.generator.close()
+
+    async def _await_workers(self) -> None:
+        """Let connections wait, not fail: the process may be one born again among others that serve."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.worker_wait_s):
+                while not self.generator.model.is_ready:
+                    await self.generator.registry.changed()
 
     def _public_server(self) -> GrpcServer:
         config = self._config

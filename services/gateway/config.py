@@ -97,6 +97,7 @@ class GatewayConfig:
         advertise_host: host that others reach this service by; empty: `host`.
         processes: gateway processes that share grpc_port and http_port; process i has registry_port + i
             and metrics_port + i, and workers must be given all of the former: --gateway HOST:50051-50054.
+        process_index: which of them this one is; given by the one that starts them. -1: that one.
         model: directory of the model: tokenizer.json, chat template.
         model_name: name under which it is served; empty: the directory's name.
         max_body_bytes: most bytes of a request; larger ones are refused unread.
@@ -120,6 +121,7 @@ class GatewayConfig:
     metrics_port: int = -1
     advertise_host: str = ""
     processes: int = 1
+    process_index: int = -1
     max_body_bytes: int = 4 << 20
     request_timeout_s: float = 600.0
     beat_interval_ms: int = 1000

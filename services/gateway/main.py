@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import socket
 import sys
 
@@ -13,6 +15,7 @@ from services.common.server import StopSignals, print_ready
 from services.common.tracing import Off, setup_tracing, use_tracing
 from services.gateway.app import Gateway
 from services.gateway.config import GatewayConfig
+from services.gateway.processes import Processes
 
 
 def main(argv: list[str]) -> int:
@@ -26,6 +29,8 @@ def main(argv: list[str]) -> int:
     )
     setup_logs("gateway", config.log_level)
     try:
+        if config.processes > 1 and config.process_index < 0:
+            return asyncio.run(_supervise(config, argv))
         uvloop.run(_serve(config))
         return 0
     except (OSError, ValueError) as error:
@@ -37,11 +42,23 @@ async def _serve(config: GatewayConfig) -> None:
     setup_tracing("gateway", socket.gethostname(), config.traces)
     signals = StopSignals()
     gateway = Gateway(config)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.generator.callers.reload)
     await gateway.start()
-    print_ready(address=gateway.grpc_address, http_address=gateway.http_address, model=config.served_name)
+    print_ready(
+        address=gateway.grpc_address,
+        http_address=gateway.http_address,
+        registry_address=gateway.registry_address,
+        model=config.served_name,
+    )
     await signals.first.wait()
     await gateway.stop()
     use_tracing(Off())
+
+
+async def _supervise(config: GatewayConfig, argv: list[str]) -> int:
+    signals = StopSignals()
+    with Processes(config, argv) as processes:
+        return await processes.run(signals.first)
 
 
 if __name__ == "__main__":

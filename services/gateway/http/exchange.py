@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Callable
 
 from starlette.types import Receive, Scope, Send
@@ -14,10 +15,12 @@ from services.common.ids import new_id
 from services.gateway.access import ANYBODY, Caller
 from services.gateway.http.errors import error_body, error_headers
 from services.gateway.request import MAX_ID_CHARS
+from services.gateway.sampling import bad_field
 
 JSON = (b"content-type", b"application/json")
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 _LINGER_S = 5.0
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 
 _logger = logging.getLogger(__name__)
 
@@ -49,6 +52,19 @@ class Exchange:
     def header(self, name: str) -> str:
         """Return a header, or an empty string."""
         return self._headers.get(name.encode(), b"").decode("latin-1")
+
+    def timeout_s(self, default_s: float) -> float:
+        """Return the time that the client gives the request: X-Request-Timeout, seconds.
+
+        Raises:
+            BatonError: INVALID_ARGUMENT.
+        """
+        text = self.header("x-request-timeout")
+        if not text:
+            return default_s
+        if _SECONDS.fullmatch(text) is None or float(text) <= 0:
+            raise bad_field("x-request-timeout", f"must be seconds above 0, such as 30 or 2.5, got {text!r}")
+        return float(text)
 
     async def read_body(self, max_bytes: int) -> bytes:
         """Read the body, but not beyond the limit.

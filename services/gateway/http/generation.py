@@ -139,5 +139,5 @@ async def prepare_for(
         caller=exchange.caller,
         request_id=exchange.request_id,
         shown_tokens=shown_tokens,
-        timeout_s=generator.config.request_timeout_s,
+        timeout_s=exchange.timeout_s(generator.config.request_timeout_s),
     )
