@@ -13,9 +13,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine.grammar.state import GrammarState
 from engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from engine.step import Logprobs
 
 
 class RequestStatus(enum.Enum):
@@ -103,6 +107,7 @@ class Request:
         num_sampled_tokens: tokens drawn here.
         first_run_s: time.monotonic() of the first step that ran it.
         chunks: what steps ran of its prompt, in order.
+        prompt_logprobs: of its prompt's tokens from the second on, as far as they are known, if asked for.
     """
 
     request_id: str
@@ -128,6 +133,7 @@ class Request:
     num_sampled_tokens: int = 0
     first_run_s: float | None = None
     chunks: list[Chunk] = field(default_factory=list)
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:

@@ -34,6 +34,7 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -59,11 +60,8 @@ class SamplingParams:
             f"at most {MAX_STOP_TOKEN_IDS} entries",
         )
         _check("min_tokens", self.min_tokens >= 0, "must be at least 0")
-        _check(
-            "logprobs",
-            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-            f"must be from 0 to {MAX_LOGPROBS}",
-        )
+        for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            _check(name, count is None or 0 <= count <= MAX_LOGPROBS, f"must be from 0 to {MAX_LOGPROBS}")
 
     @property
     def is_greedy(self) -> bool:

@@ -13,7 +13,7 @@ What is made once a row and step is a NamedTuple: a third of a frozen dataclass'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from engine.request import Request
@@ -88,9 +88,16 @@ class SampledToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Sampled tokens by request id; rows with `sample` only."""
+    """What a step gave.
+
+    Attributes:
+        sampled: tokens by request id; rows with `sample` only.
+        prompt_logprobs: by request id, of the tokens after those that its row ran, as far as they are the
+            prompt's; rows whose request asks for them only. The CUDA runner has none yet.
+    """
 
     sampled: dict[str, SampledToken]
+    prompt_logprobs: dict[str, list[Logprobs]] = field(default_factory=dict)
 
 
 class PendingStep(Protocol):

@@ -265,7 +265,8 @@ class KVManager:
     def _cached_until(self, request: Request, start: int, limit: int) -> int:
         """Return where, at most at `limit`, the tokens cached in all groups from `start` end."""
         end = limit - limit % self.unit
-        if not self._prefix_cache:
+        # A token whose log-probability is wanted has to be computed.
+        if not self._prefix_cache or request.sampling.prompt_logprobs is not None:
             return start
         for index, group in enumerate(self._groups):
             chain, pool = self._chain(request, index), self._pools[index]

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from engine.backends.base import Backend, KVPool
+from engine.backends.batch import IntArray
 from engine.models.transformer import Transformer
 from engine.request import Request
 from engine.runner.batch import batch_metadata, sample_rows, token_ids
-from engine.step import BlockCopy, SampledToken, SchedulerOutput, StepResult
+from engine.runner.prompt_logprobs import foretelling_rows, is_wanted, prompt_logprobs
+from engine.step import BlockCopy, Logprobs, SampledToken, SchedulerOutput, StepResult
 
 
 class RowSampler(Protocol):
@@ -57,14 +60,26 @@ class ModelRunner:
         if not rows:
             return DoneStep(StepResult({}))
         step = self._backend.begin(batch_metadata(rows, 0, self._pool.group.block_size), self._pool)
-        tokens = self._backend.upload(torch.from_numpy(token_ids(rows)), torch.int32)
-        wanted = self._backend.upload(torch.from_numpy(sample_rows(rows)), torch.int32)
-        logits = self._model.forward(tokens, step, self._pool, wanted)
+        tokens = self._upload(token_ids(rows))
+        wanted = lasts = sample_rows(rows)
+        if is_wanted(rows):
+            wanted = np.union1d(lasts, foretelling_rows(rows))
+        logits = self._model.forward(tokens, step, self._pool, self._upload(wanted))
+        foretold: dict[str, list[Logprobs]] = {}
+        if wanted is not lasts:
+            foretold = prompt_logprobs(rows, logits[np.searchsorted(wanted, foretelling_rows(rows))])
+            logits = logits[np.searchsorted(wanted, lasts)]
         requests = [row.request for row in rows if row.sample]
         sampled = self._sampler.sample(logits, requests) if requests else []
         return DoneStep(
-            StepResult({request.request_id: token for request, token in zip(requests, sampled, strict=True)})
+            StepResult(
+                {request.request_id: token for request, token in zip(requests, sampled, strict=True)},
+                foretold,
+            )
         )
+
+    def _upload(self, indices: IntArray) -> torch.Tensor:
+        return self._backend.upload(torch.from_numpy(indices), torch.int32)
 
     def _copy(self, copies: Sequence[BlockCopy]) -> None:
         if copies:

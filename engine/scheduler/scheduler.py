@@ -187,6 +187,8 @@ class Scheduler:
         """Take in what a step computed. Rows whose request has ended meanwhile are dropped."""
         self._clock.end(output)
         self._land(output)
+        if result.prompt_logprobs:
+            _note_prompt_logprobs(output, result)
         counters, events, ending_ids = self._counters, self._outbox.events, self._eos_token_ids
         hash_unit, sampled = self._kv.hash_unit, result.sampled
         for request, start, num_tokens, sample, _ in output.rows:
@@ -362,3 +364,10 @@ class Scheduler:
         for request in self._roster.requests.values():
             assert request.num_rows_under_way == rows[request], f"{request.request_id}: rows miscounted"
             assert request.num_pending_tokens <= rows[request], f"{request.request_id} awaits too much"
+
+
+def _note_prompt_logprobs(output: SchedulerOutput, result: StepResult) -> None:
+    """Append to requests what they do not have from before a preemption."""
+    for row in output.rows:
+        known = row.request.prompt_logprobs
+        known += result.prompt_logprobs.get(row.request.request_id, [])[len(known) - row.start :]

@@ -47,9 +47,9 @@ def check_sampling(params: SamplingParams, *, vocab_size: int, prefix: str = "")
         if params.HasField(name):
             check(name, low < value <= high, f"must be above {low:g} and at most {high:g}, got {value:g}")
     check("max_tokens", not params.HasField("max_tokens") or params.max_tokens >= 1, "must be at least 1")
-    check(
-        "logprobs", params.logprobs <= MAX_LOGPROBS, f"must be at most {MAX_LOGPROBS}, got {params.logprobs}"
-    )
+    for name in ("logprobs", "prompt_logprobs"):
+        count = getattr(params, name)
+        check(name, count <= MAX_LOGPROBS, f"must be at most {MAX_LOGPROBS}, got {count}")
     check("stop", len(params.stop) <= MAX_STOP_STRINGS, f"at most {MAX_STOP_STRINGS} strings")
     check("stop", all(params.stop), "a stop string must not be empty")
     check(

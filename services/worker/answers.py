@@ -5,8 +5,8 @@ from __future__ import annotations
 from baton.v1 import decode_pb2, prefill_pb2, sampling_pb2
 from engine.events import TokenSampled
 from engine.request import FinishReason, Request
-from engine.step import SampledToken
-from services.common.errors import BatonError
+from engine.step import Logprobs, SampledToken
+from services.common.errors import BatonError, ErrorReason
 
 FINISH_REASONS = {
     None: sampling_pb2.FINISH_REASON_UNSPECIFIED,
@@ -18,11 +18,12 @@ FINISH_REASONS = {
 
 def logprobs_proto(token: SampledToken) -> sampling_pb2.TokenLogprobs | None:
     """Return the log-probabilities of one position; None if they were not asked for."""
-    logprobs = token.logprobs
-    if logprobs is None:
-        return None
+    return None if token.logprobs is None else _logprobs(token.token_id, token.logprobs)
+
+
+def _logprobs(token_id: int, logprobs: Logprobs) -> sampling_pb2.TokenLogprobs:
     return sampling_pb2.TokenLogprobs(
-        sampled=sampling_pb2.TokenLogprob(token_id=token.token_id, logprob=logprobs.sampled),
+        sampled=sampling_pb2.TokenLogprob(token_id=token_id, logprob=logprobs.sampled),
         top=[
             sampling_pb2.TokenLogprob(token_id=token_id, logprob=logprob)
             for token_id, logprob in zip(logprobs.top_ids, logprobs.top, strict=True)
@@ -37,6 +38,8 @@ def first_token(
 
     Args:
         received_s, sampled_s: time.monotonic() when the prompt came, and when the token was drawn.
+    Raises:
+        BatonError: UNIMPLEMENTED: log-probabilities of the prompt are asked for and not there.
     """
     started_s = request.first_run_s or sampled_s
     return prefill_pb2.FirstToken(
@@ -55,7 +58,20 @@ def first_token(
             )
             for chunk in request.chunks
         ],
+        prompt_logprobs=_prompt_logprobs(request),
     )
+
+
+def _prompt_logprobs(request: Request) -> list[sampling_pb2.TokenLogprobs]:
+    if request.sampling.prompt_logprobs is None:
+        return []
+    tokens = request.token_ids[1 : request.num_prompt_tokens]
+    if len(request.prompt_logprobs) != len(tokens):
+        message = "sampling.prompt_logprobs: this worker's backend does not compute them"
+        raise BatonError(ErrorReason.UNIMPLEMENTED, message, field="sampling.prompt_logprobs")
+    return [
+        _logprobs(token, logprobs) for token, logprobs in zip(tokens, request.prompt_logprobs, strict=True)
+    ]
 
 
 def token_event(request_id: str, event: TokenSampled) -> decode_pb2.TokenEvent:

@@ -86,6 +86,7 @@ def sampling_params(message: sampling_pb2.SamplingParams) -> SamplingParams:
             ignore_eos=message.ignore_eos,
             min_tokens=message.min_tokens,
             logprobs=message.logprobs if message.HasField("logprobs") else None,
+            prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         )
     except InvalidRequestError as error:
         raise _bad_sampling(error) from error

@@ -93,21 +93,29 @@ class ChatCompletion(_Answer):
 
 
 class TextLogprobs(_Answer):
-    """One entry a token; offsets count characters of the choice's text."""
+    """One entry a token; offsets count characters of the choice's text. Of an echoed prompt's first: null."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
+class PromptLogprob(_Answer):
+    """Of one token, at one place of the prompt."""
+
+    logprob: float
+    decoded_token: str
+
+
 class TextChoice(_Answer):
-    """One answer."""
+    """One answer; prompt_logprobs, by token id, only if asked for."""
 
     index: int
     text: str
     logprobs: TextLogprobs | None
     finish_reason: Literal["stop", "length"]
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] = []
 
 
 class TextCompletion(_Answer):

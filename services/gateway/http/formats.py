@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ class Choice:
 
     Attributes:
         first_call: number of the message's calls before those in `part`.
+        logprobs: of tokens that are shown; NaN: of an echoed prompt's first, which nothing foretells.
+        prompt_logprobs: of the prompt's tokens from the second on, if they were asked for.
         finish: OpenAI's finish reason; None: it goes on.
     """
 
@@ -31,6 +34,7 @@ class Choice:
     part: MessagePart = field(default_factory=MessagePart)
     first_call: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish: str | None = None
 
     @property
@@ -149,14 +153,19 @@ class TextFormat:
     prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_logprobs: int | None = None) -> None:
+        """`prompt_logprobs`: how many alternatives to show at each token of the prompt; None: nothing."""
         self._tokenizer = tokenizer
+        self._num_prompt_logprobs = prompt_logprobs
         self._texts: dict[int, Detokenizer] = {}
         self._offsets: dict[int, int] = {}
 
     def whole(self, choice: Choice) -> dict[str, Json]:
         """Return a complete choice."""
-        return self.chunk(choice)
+        shown = self.chunk(choice)
+        if self._num_prompt_logprobs is not None:
+            shown["prompt_logprobs"] = [None, *map(self._prompt_logprobs, choice.prompt_logprobs)]
+        return shown
 
     def opening(self, choice: Choice) -> dict[str, Json] | None:
         """Return None: a plain completion has no opening."""
@@ -174,12 +183,22 @@ class TextFormat:
     def _logprobs(self, choice: Choice) -> dict[str, Json]:
         return {
             "tokens": [self._spell(entry.sampled) for entry in choice.logprobs],
-            "token_logprobs": [clamp(entry.sampled.logprob) for entry in choice.logprobs],
+            "token_logprobs": [_known(entry.sampled.logprob) for entry in choice.logprobs],
             "top_logprobs": [
                 {self._spell(top): clamp(top.logprob) for top in (*entry.top, entry.sampled)}
+                if _known(entry.sampled.logprob) is not None
+                else None
                 for entry in choice.logprobs
             ],
             "text_offset": [self._offset(choice.index, entry.sampled) for entry in choice.logprobs],
+        }
+
+    def _prompt_logprobs(self, entry: TokenLogprobs) -> dict[str, Json]:
+        """Return alternatives by token id, the prompt's own token among them."""
+        tops = (*entry.top[: self._num_prompt_logprobs], entry.sampled)
+        return {
+            str(top.token_id): {"logprob": clamp(top.logprob), "decoded_token": self._spell(top)}
+            for top in tops
         }
 
     def _offset(self, index: int, entry: TokenLogprob) -> int:
@@ -196,6 +215,10 @@ class TextFormat:
             return spelled.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
+def _known(logprob: float) -> float | None:
+    return None if math.isnan(logprob) else clamp(logprob)
 
 
 def show_usage(usages: Sequence[Usage], num_samples: int) -> dict[str, Json]:

@@ -16,10 +16,11 @@ from services.gateway.http.params import (
     chat_sampling,
     completion_inputs,
     completion_sampling,
+    is_scoring,
     num_samples,
 )
 from services.gateway.http.parse import parse_body
-from services.gateway.http.reader import Reader
+from services.gateway.http.reader import Echo, Reader
 from services.gateway.http.schema import ChatBody, CompletionBody, GenerationBody, SamplingBody
 from services.gateway.http.streams import Answers
 from services.gateway.http.tools import chat_tools
@@ -74,12 +75,15 @@ class GenerationApi:
             Reader(
                 one,
                 MessageParser(None, None),
-                echo=self._prompt(one) if body.echo else "",
+                echo=Echo(self._prompt(one), one.token_ids[0]) if body.echo else None,
+                is_scoring=is_scoring(body),
                 shows_logprobs=body.logprobs is not None,
             )
             for one in requests
         ]
-        await self._answer(exchange, body, requests, readers, TextFormat(self._model.tokenizer))
+        await self._answer(
+            exchange, body, requests, readers, TextFormat(self._model.tokenizer, body.prompt_logprobs)
+        )
 
     def _prompt(self, request: Request) -> str:
         if request.prompt_text is not None:

@@ -55,17 +55,26 @@ def completion_sampling(body: CompletionBody) -> SamplingParams:
         raise bad_field("best_of", f"must be at least n ({body.n}), got {best_of}")
     if best_of > (body.n or 1) and body.stream:
         raise bad_field("best_of", "what is best is known at the end only; set stream to false")
-    if body.echo and body.logprobs is not None:
-        raise bad_field(
-            "logprobs", "log-probabilities of a prompt are not supported; leave out either logprobs or echo"
-        )
+    if body.prompt_logprobs is not None and body.stream:
+        raise bad_field("prompt_logprobs", "they come with a whole answer only; set stream to false")
     params = base_sampling(body)
     params.max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    if is_scoring(body):
+        params.max_tokens = 1
+    if body.prompt_logprobs is not None:
+        params.prompt_logprobs = body.prompt_logprobs
     if body.logprobs is not None:
         params.logprobs = body.logprobs
+        if body.echo:
+            params.prompt_logprobs = max(body.logprobs, params.prompt_logprobs)
     elif best_of > (body.n or 1):
         params.logprobs = 0  # to choose by
     return params
+
+
+def is_scoring(body: CompletionBody) -> bool:
+    """Tell whether the prompt is to be echoed with nothing after it; one token is drawn and dropped."""
+    return bool(body.echo) and body.max_tokens == 0
 
 
 def num_samples(body: CompletionBody) -> int:

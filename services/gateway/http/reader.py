@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from baton.v1.inference_pb2 import Delta, Finished, Usage
-from baton.v1.sampling_pb2 import FinishReason
+from baton.v1.sampling_pb2 import FinishReason, TokenLogprob, TokenLogprobs
 from services.gateway.http.formats import Choice
 from services.gateway.request import Request
 from services.gateway.session.session import Event
@@ -15,12 +18,21 @@ _FINISH = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The prompt, where it is shown before the answer."""
+
+    text: str
+    first_token: int
+
+
 class Reader:
     """One answer.
 
     Args:
         parser: finds reasoning and calls of tools.
-        echo: text that the answer begins with.
+        echo: what of the prompt the answer begins with.
+        is_scoring: nothing comes after the echo.
         max_calls: further calls are dropped; None: no limit.
         shows_logprobs: false: those that come serve `logprob_sum` alone.
     Attributes:
@@ -34,12 +46,14 @@ class Reader:
         request: Request,
         parser: MessageParser,
         *,
-        echo: str = "",
+        echo: Echo | None = None,
+        is_scoring: bool = False,
         max_calls: int | None = None,
         shows_logprobs: bool = True,
     ) -> None:
         self._parser = parser
         self._echo = echo
+        self._is_scoring = is_scoring
         self._max_calls = max_calls
         self._num_calls = 0
         self._shows_logprobs = shows_logprobs
@@ -52,18 +66,34 @@ class Reader:
     def take(self, choice: Choice, event: Event) -> None:
         """Add an event to a choice."""
         if isinstance(event, Delta):
-            self.usage.completion_tokens += len(event.token_ids)
-            self.logprob_sum += sum(entry.sampled.logprob for entry in event.logprobs)
-            if self._shows_logprobs:
-                choice.logprobs.extend(event.logprobs)
-            self._add(choice, self._parser.push(self._echo + event.text))
-            self._echo = ""
+            self._take_echo(choice, event)
+            if not self._is_scoring:
+                self._take_delta(choice, event)
         elif isinstance(event, Finished):
             self.usage = event.usage
             self._add(choice, self._parser.flush())
             choice.finish = _FINISH[event.reason]
+            if self._is_scoring:
+                self.usage.completion_tokens, choice.finish = 0, "length"
             if self._num_calls and choice.finish == "stop":
                 choice.finish = "tool_calls"
+
+    def _take_echo(self, choice: Choice, delta: Delta) -> None:
+        """Add what the prompt is shown of, before the first of the answer."""
+        choice.prompt_logprobs.extend(delta.prompt_logprobs)
+        if self._echo is not None:
+            self._add(choice, MessagePart(text=self._echo.text))
+            if self._shows_logprobs and delta.prompt_logprobs:
+                first = TokenLogprob(token_id=self._echo.first_token, logprob=math.nan)
+                choice.logprobs += [TokenLogprobs(sampled=first), *delta.prompt_logprobs]
+        self._echo = None
+
+    def _take_delta(self, choice: Choice, delta: Delta) -> None:
+        self.usage.completion_tokens += len(delta.token_ids)
+        self.logprob_sum += sum(entry.sampled.logprob for entry in delta.logprobs)
+        if self._shows_logprobs:
+            choice.logprobs.extend(delta.logprobs)
+        self._add(choice, self._parser.push(delta.text))
 
     def _add(self, choice: Choice, part: MessagePart) -> None:
         self._has_reasoning = self._has_reasoning or bool(part.reasoning)

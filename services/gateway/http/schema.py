@@ -181,4 +181,5 @@ class CompletionBody(GenerationBody):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     best_of: int | None = Field(default=None, ge=1, le=16)
     echo: bool | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
     suffix: JsonValue = None

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from baton.v1.decode_pb2 import ReserveRequest, TokenEvent
 from baton.v1.kv_pb2 import KvTarget
 from baton.v1.prefill_pb2 import FirstToken, HandedOver, PrefillRequest
-from baton.v1.sampling_pb2 import FinishReason
+from baton.v1.sampling_pb2 import FinishReason, SamplingParams
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
 from services.gateway.prefix_index import PromptBlocks
@@ -72,6 +72,12 @@ class Attempt:
         self._request = request
         self._token_ids = token_ids
         self._prompt = PromptBlocks(token_ids, request.cache_salt)
+        self._sampling = request.sampling
+        if len(token_ids) > len(request.token_ids) and request.sampling.HasField("prompt_logprobs"):
+            # The client has them: only the first attempt computes the prompt past the prefix cache.
+            self._sampling = SamplingParams()
+            self._sampling.CopyFrom(request.sampling)
+            self._sampling.ClearField("prompt_logprobs")
         self._max_new = request.sampling.max_tokens - (len(token_ids) - len(request.token_ids))
         self._id = f"{request.key}-{number}"
         self._mailbox: asyncio.Queue[AttemptEvent] = asyncio.Queue()
@@ -208,7 +214,7 @@ class Attempt:
                 gateway_id=self._cluster.gateway_id,
                 token_ids=self._token_ids,
                 num_prompt_tokens=len(self._request.token_ids),
-                sampling=self._request.sampling,
+                sampling=self._sampling,
                 priority=self._request.priority,
                 cache_salt=self._request.cache_salt,
                 reservation_id=self._target.reservation_id if self._target else "",
@@ -246,7 +252,7 @@ class Attempt:
             request_id=f"{self._id}.{self._epoch}",
             token_ids=self._token_ids,
             num_prompt_tokens=len(self._request.token_ids),
-            sampling=self._request.sampling,
+            sampling=self._sampling,
             priority=self._request.priority,
             cache_salt=self._request.cache_salt,
             target=self._target,

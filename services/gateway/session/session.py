@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from baton.v1.inference_pb2 import Delta, Finished, Handoff, Started, Timing, Usage
+from baton.v1.sampling_pb2 import TokenLogprobs
 from services.common.errors import BatonError
 from services.common.logs import log
 from services.gateway.admission import Ticket
@@ -132,10 +133,13 @@ class Session:
         else:
             self._metrics.itl.observe(now - self._last_at)
         self._last_at = now
+        foretold: Sequence[TokenLogprobs] = ()
         if self._cached_tokens is None and attempt.first is not None:
+            foretold = attempt.first.prompt_logprobs
             self._cached_tokens = min(attempt.first.cached_tokens, len(self.request.token_ids))
             self._metrics.cached_tokens.inc(self._cached_tokens)
         delta = self._answer.push(tokens)
+        delta.prompt_logprobs.extend(foretold)
         self._trace.tokens(len(delta.token_ids))
         return delta
 

@@ -357,7 +357,7 @@ async def test_a_response_that_breaks_off(make_setup: MakeSetup) -> None:
         ("plain", {"prompt": "x" * 3000}, "prompt", "context_length_exceeded", "at most 2047"),
         ("plain", {"prompt": [300]}, "prompt", "invalid_argument", "from 0 to 258"),
         ("plain", {"suffix": "x"}, "suffix", "invalid_argument", "not supported"),
-        ("plain", {"echo": True, "logprobs": 1}, "logprobs", "invalid_argument", "not supported"),
+        ("plain", {"max_tokens": 0}, "max_tokens", "invalid_argument", "at least 1"),
         ("plain", {"best_of": 1, "n": 2}, "best_of", "invalid_argument", "at least n"),
         (
             "response",
