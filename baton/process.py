@@ -13,7 +13,7 @@ from typing import Literal
 
 from baton.errors import ClusterError
 
-Role = Literal["gateway", "prefill", "decode", "both"]
+Role = Literal["gateway", "prefill", "decode", "both", "vault"]
 TAIL_LINES = 15
 
 
