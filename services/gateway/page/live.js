@@ -8,7 +8,7 @@ const KEPT_REQUESTS = 300;
 const HISTORY = 90;
 
 /** What is known; listeners get it after every event. */
-export const state = { model: "", gateway: null, workers: new Map(), requests: new Map(), log: [], offsetS: 0, isConnected: false };
+export const state = { model: "", gateway: null, workers: new Map(), requests: new Map(), log: [], offsetS: 0, isConnected: false, isForbidden: false };
 const listeners = [];
 
 export function listen(listener) {
@@ -22,7 +22,9 @@ export const nowS = () => Date.now() / 1000 + state.offsetS;
 export async function follow() {
   for (;;) {
     try {
-      const response = await check(await call("/cluster/live"));
+      const answer = await call("/cluster/live");
+      if (answer.status === 403) await chatOnly();
+      const response = await check(answer);
       for await (const { data } of events(response)) {
         take(JSON.parse(data));
         tell(true, "");
@@ -31,8 +33,15 @@ export async function follow() {
     } catch (error) {
       tell(false, error.message);
     }
-    await new Promise((done) => setTimeout(done, 1000));
+    await new Promise((done) => setTimeout(done, state.isForbidden ? 10_000 : 1000));
   }
+}
+
+/** This key may not look at the cluster: the chat works all the same, once it knows the model's name. */
+async function chatOnly() {
+  state.isForbidden = true;
+  const { data } = await (await check(await call("/v1/models"))).json();
+  state.model = data[0]?.id ?? "";
 }
 
 function tell(isConnected, message) {
@@ -44,6 +53,7 @@ function tell(isConnected, message) {
 }
 
 function take(event) {
+  state.isForbidden = false;
   state.offsetS = event.now_unix_s - Date.now() / 1000;
   state.model = event.model;
   state.gateway = event.gateway;
