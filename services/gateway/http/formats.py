@@ -13,7 +13,7 @@ from baton.v1.inference_pb2 import Usage
 from baton.v1.sampling_pb2 import TokenLogprob, TokenLogprobs
 from services.common.ids import new_id
 from services.gateway.http.logprobs import clamp, show_token
-from services.gateway.http.values import Json
+from services.gateway.http.values import Json, dump_line
 from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.message import MessagePart
 from services.gateway.text.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ class Head:
 
     def event(self, choices: Sequence[dict[str, Json]], tail: str = "") -> bytes:
         """Return one server-sent event; `tail` is further JSON members, each after a comma."""
-        body = json.dumps(choices, ensure_ascii=False)
+        body = dump_line(choices)
         return f'data: {self._chunk_head}, "choices": {body}{tail}}}\n\n'.encode()
 
 

@@ -19,6 +19,7 @@ from services.gateway.http.parse import parse_body
 from services.gateway.http.reader import Reader
 from services.gateway.http.response_events import Event, ResponseWriter
 from services.gateway.http.responses_schema import InputMessage, ResponsesBody
+from services.gateway.http.values import dump_line
 from services.gateway.request import ChatInput
 from services.gateway.sampling import bad_field
 from services.gateway.session.session import Session
@@ -93,9 +94,7 @@ async def _send_stream(exchange: Exchange, session: Session, reader: Reader, wri
 
 
 def _encode(events: Sequence[Event]) -> bytes:
-    return "".join(
-        f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n" for event in events
-    ).encode()
+    return "".join(f"event: {event['type']}\ndata: {dump_line(event)}\n\n" for event in events).encode()
 
 
 def _sampling(body: ResponsesBody) -> SamplingParams:

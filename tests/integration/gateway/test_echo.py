@@ -41,7 +41,9 @@ async def test_an_echo_with_logprobs(client: AsyncOpenAI, streamed: bool) -> Non
     assert (values[0], tops[0]) == (None, None)
     assert all(value < 0 for value in values[1:])
     assert all(2 <= len(top) <= 3 for top in tops[1:])
-    assert all(top[token] == value for token, value, top in zip(tokens[1:], values[1:], tops[1:], strict=True))
+    assert all(
+        top[token] == value for token, value, top in zip(tokens[1:], values[1:], tops[1:], strict=True)
+    )
     assert offsets[: len(PROMPT)] == list(range(len(PROMPT)))
 
 
