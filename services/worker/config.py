@@ -17,7 +17,8 @@ class WorkerConfig:
     Attributes:
         worker_id: stable name; empty: made of role, host name and port.
         gateway: address of a gateway's registry port, or of its gRPC port if it has none, to register with;
-            several: repeat, or separate by commas; a gateway of four processes: host:50051-50054.
+            several: repeat, or separate by commas; a gateway of four processes: host:50051-50054. Each
+            address of a name is a gateway; names are looked up again every few seconds.
         transports: transports that may carry KV blocks, best first: cuda_ipc (GPU memory, one host),
             shared_memory (host memory, one host), zmq_tcp.
         allow_fallback: use a later transport when an earlier one that both sides name cannot be opened.

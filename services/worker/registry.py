@@ -1,5 +1,7 @@
 """Keeps a worker listed at every gateway.
 
+resolve -> a link for each address that a name has, again every few seconds; a link whose address
+           is gone ends when its gateway does, so that one that drains can finish
 connect -> Register -> Beat, Beat, ... (NOT_FOUND, or a lost connection: Register again)
 drain   -> Beat(draining) at once
 stop    -> Deregister
@@ -12,7 +14,7 @@ import contextlib
 import itertools
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import grpc
 
@@ -24,14 +26,18 @@ from services.common.logs import log
 from services.common.status import parse_status
 from services.common.tls import Certificate
 from services.worker.block_events import BlockReporter
+from services.worker.gateway_names import resolve
 
 RPC_TIMEOUT_S = 5.0
+RESOLVE_S = 5.0
+FIRST_RESOLVE_S = 0.5
 FIRST_BACKOFF_S = 0.05
 MAX_BACKOFF_S = 2.0
 # While a cluster starts, each beat may bring a receiver: the first ones come faster.
 FIRST_BEATS = 16
 FIRST_BEATS_FASTER = 8
 
+Resolve = Callable[[str], Awaitable[list[str]]]
 Load = Callable[[], registry_pb2.WorkerLoad]
 Receivers = Callable[[Sequence[kv_pb2.KvPeer]], None]
 Senders = Callable[[Sequence[str]], None]
@@ -47,6 +53,7 @@ class RegistryClient:
         on_receivers: told, at registration and after each beat, of all receivers that any gateway lists.
         on_senders: told as often of the CURVE keys of all senders.
         certificate: what gateways are shown; None: connections are open.
+        resolver: gives the addresses of a name.
     """
 
     def __init__(
@@ -58,39 +65,91 @@ class RegistryClient:
         on_receivers: Receivers,
         on_senders: Senders = lambda public_keys: None,
         certificate: Certificate | None = None,
+        resolver: Resolve = resolve,
     ) -> None:
+        self._names = gateways
+        self._info = info
+        self._load = load
+        self._journal = journal
+        self._certificate = certificate
         self._on_receivers = on_receivers
         self._on_senders = on_senders
-        self._links = [
-            _GatewayLink(address, info, load, BlockReporter(journal), self._merge, certificate)
-            for address in gateways
-        ]
-        self._tasks: list[asyncio.Task[None]] = []
+        self._resolve = resolver
+        self._links: dict[str, _GatewayLink] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._following: asyncio.Task[None] | None = None
+        self._draining = False
+
+    @property
+    def addresses(self) -> Collection[str]:
+        """Of the gateways that there is a link to."""
+        return self._links.keys()
 
     def start(self) -> None:
         """Begin to register; returns at once."""
-        self._tasks = [asyncio.create_task(link.run()) for link in self._links]
+        self._following = asyncio.create_task(self._follow())
 
     def drain(self) -> None:
         """Tell every gateway, now, to send nothing new."""
-        for link in self._links:
+        self._draining = True
+        for link in self._links.values():
             link.drain()
 
     async def stop(self) -> None:
         """Leave every gateway; one that does not answer is left to notice by itself."""
-        for task in self._tasks:
+        tasks = [*self._tasks.values(), *([self._following] if self._following else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(link.leave() for link in self._links))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(link.leave() for link in self._links.values()))
+
+    async def _follow(self) -> None:
+        """Look names up for ever."""
+        known: dict[str, list[str]] = {name: [] for name in self._names}
+        unknown: set[str] = set()
+        while True:
+            for name in self._names:
+                try:
+                    known[name] = await self._resolve(name)
+                    unknown.discard(name)
+                except OSError as error:  # what was known stays
+                    if name not in unknown:
+                        log(_logger, logging.WARNING, "name not known", gateway=name, error=str(error))
+                    unknown.add(name)
+            await self._update({address for addresses in known.values() for address in addresses})
+            await asyncio.sleep(RESOLVE_S if all(known.values()) else FIRST_RESOLVE_S)
+
+    async def _update(self, addresses: set[str]) -> None:
+        for address, task in list(self._tasks.items()):
+            self._links[address].is_named = address in addresses
+            if task.done():
+                del self._tasks[address]
+                await self._links.pop(address).close()
+                self._merge()
+        for address in sorted(addresses - self._links.keys()):
+            link = self._links[address] = _GatewayLink(
+                address, self._info, self._load, BlockReporter(self._journal), self._merge, self._certificate
+            )
+            if self._draining:
+                link.drain()
+            self._tasks[address] = asyncio.create_task(link.run())
 
     def _merge(self) -> None:
-        merged = {(peer.worker_id, peer.incarnation): peer for link in self._links for peer in link.receivers}
+        merged = {
+            (peer.worker_id, peer.incarnation): peer
+            for link in self._links.values()
+            for peer in link.receivers
+        }
         self._on_receivers(list(merged.values()))
-        self._on_senders(sorted({key for link in self._links for key in link.sender_keys}))
+        self._on_senders(sorted({key for link in self._links.values() for key in link.sender_keys}))
 
 
 class _GatewayLink:
-    """The worker's registration at one gateway."""
+    """The worker's registration at one gateway.
+
+    Attributes:
+        is_named: its address is still among those of a gateway's name.
+    """
 
     def __init__(
         self,
@@ -110,11 +169,12 @@ class _GatewayLink:
         self._channel = open_channel(address, certificate, "gateway")
         self._stub = registry_pb2_grpc.RegistryServiceStub(self._channel)
         # What the gateway said last; kept while it is away, since peers outlive a gateway.
+        self.is_named = True
         self.receivers: Sequence[kv_pb2.KvPeer] = ()
         self.sender_keys: Sequence[str] = ()
 
     async def run(self) -> None:
-        """Stay registered until cancelled."""
+        """Stay registered until cancelled, or until a gateway that has no name any more is gone."""
         backoff_s = FIRST_BACKOFF_S
         complained: ErrorReason | None = None
         while True:
@@ -124,6 +184,8 @@ class _GatewayLink:
                 backoff_s, complained = FIRST_BACKOFF_S, None
                 await self._beat(interval_s)
             except grpc.aio.AioRpcError as rpc_error:
+                if not self.is_named:
+                    return
                 error = parse_status(rpc_error)
                 if error.reason is not complained:
                     self._complain(error)
@@ -142,6 +204,10 @@ class _GatewayLink:
         )
         with contextlib.suppress(grpc.aio.AioRpcError):
             await self._stub.Deregister(request, timeout=1.0)
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
         await self._channel.close()
 
     async def _register(self) -> float:
