@@ -18,8 +18,7 @@ struct Plan {
   __device__ i64 cost() const { return i64(length - start) + i64(count) * kUnitCost; }
 };
 
-// Units are ordered by request, then head, then split: most requests' partials for a head are then one
-// run's, and are merged along the way rather than all at the end.
+// Units are ordered by request, then head, then split, so that a run mostly holds whole requests and heads.
 // Grid 1, block 1024. Writes splits[], run_start[runs + 1] and run_first[runs].
 extern "C" __global__ void __launch_bounds__(1024)
     attention_decode_plan(const i32* __restrict__ context_lens, Split* splits, RunStart* run_start,
@@ -86,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(1024)
           // Run i begins where the cost reaches total * i / runs, at the nearer unit border.
           i64 run = (low * runs + total - 1) / total;
           for (; run < runs && run * total < (low + unit) * runs; ++run) {
-            RunStart start{chunk_base[r] * kv_heads + h * plan.count + k, index, h, 0};
+            RunStart start{chunk_base[r] * kv_heads + h * plan.count + k, index, h, run};
             if (2 * (run * total - low * runs) >= unit * runs) {
               ++start.unit, ++start.index;
               if (k + 1 == plan.count && h + 1 < kv_heads) start.index -= plan.count, ++start.head;
@@ -100,10 +99,19 @@ extern "C" __global__ void __launch_bounds__(1024)
     base += all;
     base_cost += all_cost;
   }
-  if (tid == 0) run_start[runs] = RunStart{base * kv_heads, 0, 0, 0};
+  if (tid == 0) run_start[runs] = RunStart{base * kv_heads, 0, 0, runs};
   __syncthreads();
   for (int run = tid; run < runs; run += 1024) {
     const RunStart start = run_start[run];
-    if (start.unit < base * kv_heads) run_first[run] = splits[start.index];
+    if (start.unit == base * kv_heads) continue;  // nothing is left for it
+    const Split split = splits[start.index];
+    run_first[run] = split;
+    if (split.split == 0) continue;
+    int low = 0, high = run;  // the last run that begins no later than the request and head did
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (run_start[middle].unit <= start.unit - split.split ? low : high) = middle;
+    }
+    run_start[run].origin = low;
   }
 }

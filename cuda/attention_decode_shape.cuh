@@ -1,6 +1,6 @@
 // attention_decode: sizes, and what the plan, the launcher and the kernel agree on.
 #pragma once
-#include "barrier.cuh"
+#include "async.cuh"
 
 #ifndef HEAD_DIM
 #define HEAD_DIM 128
@@ -20,19 +20,23 @@
 #ifndef BLOCKS
 #define BLOCKS 1
 #endif
+#ifndef CONSUMERS  // warps
+#define CONSUMERS (ROWS == 128 ? 8 : 4)
+#endif
 
-constexpr int kMaxSplits = 128;
+constexpr int kMaxSplits = 64;
 constexpr int kBaseSplit = HEAD_DIM <= 96 ? 1024 : 512;
 constexpr int kUnitCost = 48;  // of a unit's own overhead, in tokens
 
 // Up to 8 rows are the narrow side of the product (keys x rows); more are its tall side.
 constexpr bool kNarrow = ROWS <= 8;
 constexpr int kRowTiles = ROWS <= 16 ? 1 : ROWS / 16;
-constexpr int kConsumers = kRowTiles == 8 ? 8 : 4;
+constexpr int kConsumers = CONSUMERS;
 constexpr int kKeyGroups = kConsumers / kRowTiles;
 constexpr int kConsumerThreads = kConsumers * 32;
+constexpr int kConsumerBarrier = 1;  // a named barrier
 constexpr bool kTma = TMA != 0 && HAS_TMA != 0;
-constexpr int kThreads = kConsumerThreads + 64;  // and a producer warp, and a finisher warp
+constexpr int kThreads = kConsumerThreads + 32;  // and a producer warp
 constexpr int kPanels = (HEAD_DIM + 63) / 64;  // of 64 columns, 128 bytes
 constexpr int kPanelBytes = TILE * 128;
 constexpr int kHalfStage = kPanels * kPanelBytes;  // K, or V
@@ -47,21 +51,21 @@ constexpr bool kSharedQ = !kNarrow && (HEAD_DIM == 256 || ROWS == 128);
 constexpr int kQueryRows = kNarrow ? 8 : kRowTiles * 16;
 constexpr int kQueryPanelBytes = kQueryRows * 128;
 constexpr int kQueryBytes = kPanels * kQueryPanelBytes;
-constexpr int kUnitSlots = ROWS <= 64 ? 2 : 1;  // units whose queries are at hand
-constexpr int kInfoSlots = 16;  // units that the finisher may lag behind
-constexpr int kFinisherSplits = 16;  // a request of more is merged by the consumers, at the end
-constexpr int kMaxPending = 31;
+constexpr int kUnitSlots = kNarrow ? 4 : ROWS <= 64 ? 2 : 1;  // units whose queries are at hand
+// A request's sum over the splits of one block: in shared memory, or where that runs out, in its partial.
+constexpr bool kSharedSum = ROWS * HEAD_DIM <= 2048;
+constexpr int kSumFloats = kSharedSum ? ROWS * HEAD_DIM : 0;
 // A key group skips the others' tiles, so it may wait for a stage before the stage's last use has
 // landed; parity cannot tell the two apart on one barrier, but does on alternate ones.
 constexpr int kFullBarriers = 2 * STAGES;
-constexpr int kBarriers = kFullBarriers + STAGES + 2 * kUnitSlots + 2 * kInfoSlots;
-constexpr int kSharedBytes = STAGES * kStageBytes + kUnitSlots * kQueryBytes + kMergeFloats * 4 +
-                             kKeyGroups * ROWS * 8 + kInfoSlots * 32 + kBarriers * 8 +
-                             (kConsumers + 1) * kMaxSplits * 4 + (kMaxPending + 1) * 8;
+constexpr int kBarriers = kFullBarriers + STAGES + 2 * kUnitSlots;
+constexpr int kSharedBytes = STAGES * kStageBytes + kUnitSlots * (kQueryBytes + 32) + (kMergeFloats + kSumFloats) * 4 +
+                             (kKeyGroups + 2) * ROWS * 8 + kBarriers * 8;
 #ifdef SHARED_BYTES  // what the launcher will ask for
 static_assert(kSharedBytes == SHARED_BYTES, "the tile choice counts shared memory otherwise");
 #endif
 static_assert(kKeyGroups <= STAGES || kKeyGroups == 1, "see kFullBarriers");
+static_assert(kConsumers % kRowTiles == 0, "key groups of a warp for each row tile");
 static_assert(ROWS == 4 || ROWS == 8 || ROWS == 16 || ROWS == 32 || ROWS == 64 || ROWS == 128, "ROWS");
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && TILE % 16 == 0, "HEAD_DIM, TILE");
 
@@ -74,9 +78,10 @@ struct alignas(16) Split {
 struct alignas(16) Unit {
   i32 request, first, end, split, count, context, index, head;
 };
-// Where a block's run of units begins: the unit's number, its split's place in the plan, its head.
+// Where a block's run of units begins: the unit's number, its split's place in the plan, its head. `origin` is
+// the run in which that request and head began: this run itself, unless it begins inside of them.
 struct alignas(16) RunStart {
-  i32 unit, index, head, unused;
+  i32 unit, index, head, origin;
 };
 // Where the ring stands at a tile: its stage and the barriers' parities.
 struct Place {
@@ -88,7 +93,7 @@ struct Place {
         full_parity(position / kFullBarriers & 1),
         empty_parity(position / STAGES & 1 ^ 1) {}
 };
-struct Partial {
+struct alignas(8) Partial {
   float max, sum;  // of the row's scaled scores, base 2; of exp2(score - max)
 };
 
@@ -109,10 +114,51 @@ struct Params {
   Element* out;
   float* partial_out;      // [splits * H_kv, rows, D]
   Partial* partial_stats;  // [splits * H_kv, rows]
-  i32* tickets;            // [B * H_kv], zero between launches
+  i32* handed_over;        // [runs], zero between launches: 1 once a run has left its partials
   i64 block_stride;        // elements from a block to the next
   i64 first_row;           // of this layer in the tensor map, whose rows are D elements
   i64 block_rows;          // rows of a block, all layers
   i32 max_blocks, block_shift, kv_heads, group, queries, window;
   float scale_log2, soft_cap;  // scale * log2(e); 0: no cap
 };
+
+// Where the parts of a block's shared memory lie.
+struct Shared {
+  u8* base;  // the ring, as memory
+  u32 ring, queries, full, empty, unit_full, unit_empty;
+  float* merge;
+  Partial* merge_stats;
+  float* sum;          // [ROWS, D], of a request's splits so far
+  Partial* sum_stats;  // [2, ROWS], by turns: a split reads the one before
+  Unit* units;
+
+  __device__ explicit Shared(u8* memory) : base(memory) {
+    u8* at = base;
+    ring = shared_address(at), at += STAGES * kStageBytes;
+    queries = shared_address(at), at += kUnitSlots * kQueryBytes;
+    merge = reinterpret_cast<float*>(at), at += kMergeFloats * 4;
+    merge_stats = reinterpret_cast<Partial*>(at), at += kKeyGroups * ROWS * 8;
+    sum = reinterpret_cast<float*>(at), at += kSumFloats * 4;
+    sum_stats = reinterpret_cast<Partial*>(at), at += 2 * ROWS * 8;
+    units = reinterpret_cast<Unit*>(at), at += kUnitSlots * 32;
+    full = shared_address(at);
+    empty = full + kFullBarriers * 8;
+    unit_full = empty + STAGES * 8;
+    unit_empty = unit_full + kUnitSlots * 8;
+  }
+  __device__ void init() const {
+    for (int i = 0; i < kFullBarriers; ++i) barrier_init(full + i * 8, kTma ? 1 : 32);
+    for (int i = 0; i < STAGES; ++i) barrier_init(empty + i * 8, kRowTiles);
+    for (int i = 0; i < kUnitSlots; ++i) {
+      barrier_init(unit_full + i * 8, 33);
+      barrier_init(unit_empty + i * 8, kConsumers);
+    }
+    barrier_init_fence();
+  }
+};
+
+// Element offset of a unit's query row: new token row / group, head row % group of its KV head.
+__device__ __forceinline__ i64 query_element(const Params& p, int request, int head, int row) {
+  const i64 token = i64(request) * p.queries + row / p.group;
+  return ((token * p.kv_heads + head) * p.group + row % p.group) * HEAD_DIM;
+}

@@ -129,9 +129,16 @@ __device__ __forceinline__ void multiply_keys(float (&score)[kScoreTiles][4], co
   }
 }
 
-// out += weights . values; `weight` holds probabilities where multiply_keys left scores.
+// A mask of the two keys that a lane holds in one word: those before `tail`.
+__device__ __forceinline__ u32 keys_before(int tail, int key) {
+  return key + 1 < tail ? ~0u : key < tail ? 0xffffu : 0u;
+}
+
+// out += weights . values; `weight` holds probabilities where multiply_keys left scores. With kTail, only the
+// keys before `tail` count: what lies past them in shared memory may be anything, and 0 * NaN is NaN.
+template <bool kTail>
 __device__ __forceinline__ void multiply_values(State& state, const float (&weight)[kScoreTiles][4], u32 values,
-                                                int lane) {
+                                                int tail, int lane) {
   const int id = lane / 8, within = lane % 8;
   const int row_bit = kNarrow ? id / 2 : id & 1, chunk_bit = kNarrow ? id & 1 : id / 2;
   const u32 value_lane = values + (within + 8 * row_bit) * 128 + ((chunk_bit ^ within) << 4);
@@ -150,6 +157,11 @@ __device__ __forceinline__ void multiply_values(State& state, const float (&weig
     for (int n = 0; n < kDimSteps; ++n) {
       u32 x[4];
       ldmatrix4_trans(x, (value_lane ^ ((2 * n & 7) << 4)) + 2 * n / 8 * kPanelBytes + k * 2048);
+      if constexpr (kTail) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          x[r] &= keys_before(tail, k * 16 + (kNarrow ? r / 2 : r & 1) * 8 + lane % 4 * 2);
+      }
       if constexpr (kNarrow) {
         mma16816<Element>(state.out[n], x, w[0], w[1]);
       } else {
@@ -160,10 +172,10 @@ __device__ __forceinline__ void multiply_values(State& state, const float (&weig
   }
 }
 
-// Adds one tile of keys in shared memory at `keys` (K, then V) to the state.
+// Adds one tile of keys in shared memory at `keys` (K, then V) to the state. `tail`: tokens that the tile holds.
 // `least[i]`, `limit[i]`: tokens of the tile that the lane's row i may see, [least, limit).
 __device__ __forceinline__ void add_tile(const Params& p, State& state, const Queries& queries, u32 keys, int lane,
-                                         bool masked, const int (&least)[2], const int (&limit)[2]) {
+                                         int tail, bool masked, const int (&least)[2], const int (&limit)[2]) {
   float score[kScoreTiles][4];
   multiply_keys(score, queries, keys, lane);
   float highest[2] = {kNegInf, kNegInf};
@@ -204,5 +216,9 @@ __device__ __forceinline__ void add_tile(const Params& p, State& state, const Qu
       state.sum[i] += score[n][c];
     }
   }
-  multiply_values(state, score, keys + kHalfStage, lane);
+  if (tail < TILE) {
+    multiply_values<true>(state, score, keys + kHalfStage, tail, lane);
+  } else {
+    multiply_values<false>(state, score, keys + kHalfStage, tail, lane);
+  }
 }

@@ -25,7 +25,7 @@
 // Source  Shah et al. 2024, "FlashAttention-3", algorithm 2; Dao 2023, "FlashAttention-2" (the online softmax).
 
 #include "attention_prefill.cuh"
-#include "sm90_async.cuh"
+#include "async.cuh"
 #include "sm90_wgmma.cuh"
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -86,20 +86,20 @@ struct Consumer {
     Ring<kStagesQ> q_ring;
     Ring<kStages> k_ring, v_ring;
 
-    __device__ __forceinline__ void wait_q() { mbarrier_wait(shared_address(&bars.full_q[q_ring.stage]), q_ring.phase); }
-    __device__ __forceinline__ void wait_k() { mbarrier_wait(shared_address(&bars.full_k[k_ring.stage]), k_ring.phase); }
-    __device__ __forceinline__ void wait_v() { mbarrier_wait(shared_address(&bars.full_v[v_ring.stage]), v_ring.phase); }
+    __device__ __forceinline__ void wait_q() { barrier_wait(shared_address(&bars.full_q[q_ring.stage]), q_ring.phase); }
+    __device__ __forceinline__ void wait_k() { barrier_wait(shared_address(&bars.full_k[k_ring.stage]), k_ring.phase); }
+    __device__ __forceinline__ void wait_v() { barrier_wait(shared_address(&bars.full_v[v_ring.stage]), v_ring.phase); }
 
     __device__ __forceinline__ void release_q() {
-        if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_q[q_ring.stage]));
+        if (lane == 0) barrier_arrive(shared_address(&bars.empty_q[q_ring.stage]));
         q_ring.next();
     }
     __device__ __forceinline__ void release_k() {
-        if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_k[k_ring.stage]));
+        if (lane == 0) barrier_arrive(shared_address(&bars.empty_k[k_ring.stage]));
         k_ring.next();
     }
     __device__ __forceinline__ void release_v() {
-        if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_v[v_ring.stage]));
+        if (lane == 0) barrier_arrive(shared_address(&bars.empty_v[v_ring.stage]));
         v_ring.next();
     }
 
@@ -203,20 +203,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < kStagesQ; ++i) {
-            mbarrier_init(shared_address(&bars.full_q[i]), 1);
-            mbarrier_init(shared_address(&bars.empty_q[i]), kConsumers * 4);
+            barrier_init(shared_address(&bars.full_q[i]), 1);
+            barrier_init(shared_address(&bars.empty_q[i]), kConsumers * 4);
         }
         for (int i = 0; i < kStages; ++i) {
-            mbarrier_init(shared_address(&bars.full_k[i]), 1);
-            mbarrier_init(shared_address(&bars.empty_k[i]), kConsumers * 4);
-            mbarrier_init(shared_address(&bars.full_v[i]), 1);
-            mbarrier_init(shared_address(&bars.empty_v[i]), kConsumers * 4);
+            barrier_init(shared_address(&bars.full_k[i]), 1);
+            barrier_init(shared_address(&bars.empty_k[i]), kConsumers * 4);
+            barrier_init(shared_address(&bars.full_v[i]), 1);
+            barrier_init(shared_address(&bars.empty_v[i]), kConsumers * 4);
         }
         for (int i = 0; i < 2; ++i) {
-            mbarrier_init(shared_address(&bars.full_item[i]), 1);
-            mbarrier_init(shared_address(&bars.empty_item[i]), kConsumers * 4);
+            barrier_init(shared_address(&bars.full_item[i]), 1);
+            barrier_init(shared_address(&bars.empty_item[i]), kConsumers * 4);
         }
-        mbarrier_init_fence();
+        barrier_init_fence();
     }
     __syncthreads();
 
@@ -241,11 +241,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
             const bool live = index < num_items;
             const int4 item = live ? plan[1 + index / group_heads] : make_int4(-1, 0, 0, 0);
             const int group = live ? index % group_heads : 0;
-            mbarrier_wait(shared_address(&bars.empty_item[item_slot]), item_phase ^ 1);
+            barrier_wait(shared_address(&bars.empty_item[item_slot]), item_phase ^ 1);
             if (lane == 0) {
                 bars.item[item_slot] = item;
                 bars.head[item_slot] = group * PACK;
-                mbarrier_arrive(shared_address(&bars.full_item[item_slot]));
+                barrier_arrive(shared_address(&bars.full_item[item_slot]));
             }
             item_slot ^= 1;
             if (item_slot == 0) item_phase ^= 1;
@@ -270,8 +270,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
                 return id < 0 ? -1024 : (int)(id * block_rows) + head_row + token % BLOCK_SIZE;
             };
             auto load = [&](u32 full, u32 empty, u32 dst, u32 phase, int row) {
-                mbarrier_wait(empty, phase ^ 1);
-                if (lane == 0) mbarrier_expect_bytes(full, kBytesKV);
+                barrier_wait(empty, phase ^ 1);
+                if (lane == 0) barrier_expect(full, kBytesKV);
                 __syncwarp();
                 if (column < kColumns)
                     tma_load_2d(dst + column * kColumnKV + box * kBoxRows * 128, &kv_map, full, column * 64, row);
@@ -290,10 +290,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
 
             int row = box_row(last - 1);
             load_k(row);
-            mbarrier_wait(shared_address(&bars.empty_q[q_ring.stage]), q_ring.phase ^ 1);
+            barrier_wait(shared_address(&bars.empty_q[q_ring.stage]), q_ring.phase ^ 1);
             if (lane == 0) {
                 const u32 full = shared_address(&bars.full_q[q_ring.stage]);
-                mbarrier_expect_bytes(full, kBytesQ);
+                barrier_expect(full, kBytesQ);
 #pragma unroll
                 for (int c = 0; c < kColumns; ++c)
                     tma_load_3d(smem_q + q_ring.stage * kBytesQ + c * kColumnQ, &q_map, full, c * 64, group * PACK, item.y);
@@ -334,11 +334,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
         int item_slot = 0;
         u32 item_phase = 0;
         while (true) {
-            mbarrier_wait(shared_address(&bars.full_item[item_slot]), item_phase);
+            barrier_wait(shared_address(&bars.full_item[item_slot]), item_phase);
             const int4 item = bars.item[item_slot];
             const int head = bars.head[item_slot];
             __syncwarp();
-            if (lane == 0) mbarrier_arrive(shared_address(&bars.empty_item[item_slot]));
+            if (lane == 0) barrier_arrive(shared_address(&bars.empty_item[item_slot]));
             item_slot ^= 1;
             if (item_slot == 0) item_phase ^= 1;
             if (item.x < 0) break;
@@ -370,7 +370,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
                     const u32 at = end + i / (past * 8) * kColumnKV - (i % (past * 8) + 1) * 16;
                     asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
                 }
-                fence_async_proxy();
+                fence_async_shared();
                 named_sync(consumer.my_group, 128);
             }
             for (--n; n >= max(first, seen_until); --n) consumer.step<true>(s, p, o, rows, scales, n, window);

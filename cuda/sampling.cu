@@ -1,7 +1,7 @@
 // sampling: the next token of each row of logits, its log-probability and the most likely tokens.
 //
-// sampling_adjust  for rows that ask: work[row] = logits[row] with penalties, logit bias and masked
-//                  endings, in the order and arithmetic of the CPU sampler's adjustments.
+// sampling_adjust  for rows that ask: work[row] = logits[row] with penalties, logit bias, masked endings and
+//                  a bitmask of allowed tokens, in the order and arithmetic of the CPU sampler's adjustments.
 // sampling         greedy, or  argmax over tokens with logit / T >= floor of  logit / T + g, where
 //                  the floor is top-k, then top-p over what is left, then min-p, and g is Gumbel
 //                  noise from Philox4x32-10 at (seed, position, token): the CPU sampler's race, so
@@ -11,7 +11,8 @@
 // sampling_logprobs  log-softmax of the raw logits at the drawn token, and the n most likely.
 //
 // Layout   logits, work float32 [R, V]; history uint16 [slots, V]: bit 15 in the prompt, below it
-//          occurrences in the output; Row and Wish below, one a row.
+//          occurrences in the output; allowed uint32 [bitmasks, ceil(V / 32)], bit i % 32 of word i / 32
+//          is 1 if token i may be drawn; Row below, one a row.
 // Grid     R blocks of 512 threads.
 // Shared   37 KiB: candidates, their masses, the histogram, reductions.
 // Bound by one multiprocessor's read rate: a row is read twice (once if greedy). A row whose
@@ -22,12 +23,12 @@
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kLoads = 5;  // of 16 bytes, in flight in a thread
+constexpr int kLoads = 8;  // of 16 bytes, in flight in a thread
 constexpr int kCandidates = 3072;
 constexpr int kBins = 1024;
 constexpr int kMaxTop = 20;
 
-struct Row {  // 64 bytes
+struct Row {  // 72 bytes
   u64 seed;
   u32 position;
   i32 top_k;  // 0: off
@@ -37,6 +38,8 @@ struct Row {  // 64 bytes
   i32 adjusted;     // 1: read work, not logits
   i32 bias_begin, bias_end;  // in the lists of biased tokens
   i32 mask_begin, mask_end;  // in the list of masked tokens
+  i32 allowed;               // 1 + row of the bitmasks, 0: every token
+  i32 unused;
 };
 
 struct Candidate {
@@ -92,9 +95,9 @@ __device__ __forceinline__ u64 block_total(u64 mine, Scratch& scratch) {
   __syncthreads();
   if (threadIdx.x % 32 == 0) scratch.sums[threadIdx.x / 32] = mine;
   __syncthreads();
-  mine = scratch.sums[threadIdx.x % kWarps];
+  mine = threadIdx.x % 32 < kWarps ? scratch.sums[threadIdx.x % 32] : 0;
 #pragma unroll
-  for (int lane = kWarps / 2; lane > 0; lane >>= 1) mine += __shfl_xor_sync(~0u, mine, lane);
+  for (int lane = 16; lane > 0; lane >>= 1) mine += __shfl_xor_sync(~0u, mine, lane);
   return mine;
 }
 
@@ -154,29 +157,40 @@ __device__ __noinline__ u32 find_key_by_bits(const Field& field, u64 target, Scr
   return found;
 }
 
-// find_key for a whole row: a histogram over `range` below the largest finds the bin that the target
-// falls into, and the bits are then searched among that bin's tokens alone.
+constexpr float kRange = 32.f;  // of scaled logits, below the largest: what the bins cover
+
+// Bin of a key, 0 the highest; the last one holds all that is below the range.
+__device__ __forceinline__ int bin_of(u32 key, float largest) {
+  return int(fminf((largest - value_of(key)) * (kBins / kRange), kBins - 1.f));
+}
+__device__ __forceinline__ u64 bin_sum(const Scratch& scratch, int bin) {
+  return u64(scratch.high[bin]) << 32 | scratch.low[bin];
+}
+
+// Adds up a measure over the field by bins.
 template <class Measure>
-__device__ __noinline__ u32 find_key_by_bins(const Field& field, float largest, float range, u64 target,
-                                             Scratch& scratch, Measure measure) {
-  const auto bin_of = [&](u32 key) { return int(fminf((largest - value_of(key)) * (kBins / range), kBins - 1.f)); };
+__device__ __noinline__ void fill_bins(const Field& field, float largest, Scratch& scratch, Measure measure) {
+  __syncthreads();
   for (int i = threadIdx.x; i < kBins; i += kThreads) scratch.low[i] = scratch.high[i] = 0;
-  if (threadIdx.x == 0) scratch.count = 0;
   __syncthreads();
   field.each([&](int, u32 key) {
     const u64 amount = measure(key);
     if (amount == 0) return;
-    const int bin = bin_of(key);
+    const int bin = bin_of(key, largest);
     const u32 before = atomicAdd(&scratch.low[bin], u32(amount));
     const u32 high = u32(amount >> 32) + (before + u32(amount) < before);
     if (high) atomicAdd(&scratch.high[bin], high);
   });
   __syncthreads();
-  // Every warp finds the bin for itself: a lane sums 32 bins, lanes scan, one lane's bins are walked.
-  const auto sum_of = [&](int bin) { return u64(scratch.high[bin]) << 32 | scratch.low[bin]; };
+}
+
+// The bin in which the sum from the highest bin on reaches a target, and the sum `above` it; kBins if it does
+// not. Every warp finds it for itself: a lane sums kBins / 32 bins, lanes scan, one lane's bins are walked.
+__device__ __forceinline__ int find_bin(const Scratch& scratch, u64 target, u64& above) {
+  constexpr int kEach = kBins / 32;
   const int lane = threadIdx.x % 32;
   u64 sum = 0;
-  for (int i = 0; i < kBins / 32; ++i) sum += sum_of(lane * (kBins / 32) + i);
+  for (int i = 0; i < kEach; ++i) sum += bin_sum(scratch, lane * kEach + i);
   u64 reach = sum;
 #pragma unroll
   for (int step = 1; step < 32; step <<= 1) {
@@ -184,14 +198,28 @@ __device__ __noinline__ u32 find_key_by_bins(const Field& field, float largest, 
     if (lane >= step) reach += other;
   }
   const u32 reached = __ballot_sync(~0u, reach >= target);
-  if (reached == 0) return 0;
+  if (reached == 0) return kBins;
   const int from = __ffs(reached) - 1;
-  u64 above = __shfl_sync(~0u, reach - sum, from);
-  int bin = from * (kBins / 32);
-  while (above + sum_of(bin) < target) above += sum_of(bin++);
+  above = __shfl_sync(~0u, reach - sum, from);
+  int bin = from * kEach;
+  while (above + bin_sum(scratch, bin) < target) above += bin_sum(scratch, bin++);
+  return bin;
+}
+
+// find_key for a whole row: a histogram finds the bin that the target falls into, and the bits are then
+// searched among that bin's tokens alone.
+template <class Measure>
+__device__ __noinline__ u32 find_key_by_bins(const Field& field, float largest, u64 target, Scratch& scratch,
+                                             Measure measure) {
+  fill_bins(field, largest, scratch, measure);
+  u64 above;
+  const int bin = find_bin(scratch, target, above);
+  if (bin == kBins) return 0;
   if (bin == kBins - 1) return find_key_by_bits(field, target, scratch, measure);  // below the range
+  if (threadIdx.x == 0) scratch.count = 0;
+  __syncthreads();
   field.each([&](int token, u32 key) {
-    if (measure(key) != 0 && bin_of(key) == bin) {
+    if (measure(key) != 0 && bin_of(key, largest) == bin) {
       const u32 at = atomicAdd(&scratch.count, 1);
       if (at < kCandidates) scratch.candidates[at] = Candidate{key, token};
     }
@@ -208,9 +236,8 @@ __device__ __noinline__ u32 find_key_by_bins(const Field& field, float largest, 
 template <class Measure>
 __device__ __forceinline__ u32 find_key(const Field& field, u64 target, float largest, Scratch& scratch,
                                         Measure measure) {
-  constexpr float kRange = 32.f;  // of scaled logits; what lies lower is found the slow way
   return field.listed >= 0 ? find_key_by_bits(field, target, scratch, measure)
-                           : find_key_by_bins(field, largest, kRange, target, scratch, measure);
+                           : find_key_by_bins(field, largest, target, scratch, measure);
 }
 
 // The k-th largest of the threads' own raw logits: at least k of the row are at or above it.
@@ -224,7 +251,7 @@ __device__ float kth_of_threads(u32 mine, int k) {
 }
 
 // Narrows a whole row to a list of the tokens whose raw logit is at least `least`, unless they are too many.
-__device__ __forceinline__ void collect(Field& field, float least, Scratch& scratch) {
+__device__ __noinline__ void collect(Field& field, float least, Scratch& scratch) {
   __syncthreads();
   if (threadIdx.x == 0) scratch.count = 0;
   __syncthreads();
@@ -244,7 +271,7 @@ __device__ __forceinline__ void collect(Field& field, float least, Scratch& scra
 }
 
 // Floor by top-k (0: off), then top-p over what that leaves; `total`: mass of the whole row, if no top-k.
-__device__ __forceinline__ u32 find_floor(const Field& field, i32 top_k, float top_p, u64 total, float largest, Scratch& scratch) {
+__device__ __noinline__ u32 find_floor(const Field& field, i32 top_k, float top_p, u64 total, float largest, Scratch& scratch) {
   const bool cut_k = top_k > 0, cut_p = top_p < 1.f;
   if (field.listed >= 0 && field.listed <= kThreads) {
     // Few: every thread ranks its own candidate among all.
@@ -332,11 +359,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       const float bound = kth_of_threads(own.key, top_k);
       collect(field, bound == kNegInf ? bound : bound - fabsf(bound) * 1e-6f, scratch);
     } else if (top_k == 0 && cut_p) {
-      field.each([&](int, u32 key) { total += mass_of(key, largest); });
-      total = block_total(total, scratch);
-      // Tokens below this hold less than 1 - top_p together, so the set ends before them.
-      const float share = (1.f - row.top_p) * (float(total) * 2.3283064e-10f) / vocabulary;
-      collect(field, (largest + logf(share) - kMargin) * temperature, scratch);
+      fill_bins(field, largest, scratch, [&](u32 key) { return mass_of(key, largest); });
+      u64 mine = 0, above;
+      for (int i = threadIdx.x; i < kBins; i += kThreads) mine += bin_sum(scratch, i);
+      total = block_total(mine, scratch);
+      const int bin = find_bin(scratch, u64(double(total) * row.top_p), above);
+      if (bin < kBins - 1) collect(field, (largest - (bin + 1) * (kRange / kBins) - kMargin) * temperature, scratch);
     } else if (cut_min) {
       collect(field, (least_scaled - kMargin) * temperature, scratch);
     }
@@ -361,11 +389,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     sampling_adjust(const float* logits, float* work, const Row* rows, const u16* history, const i32* bias_tokens,
-                    const float* bias_values, const i32* masked_tokens, i32 vocabulary) {
+                    const float* bias_values, const i32* masked_tokens, const u32* allowed, i32 vocabulary) {
   const Row row = rows[blockIdx.x];
   if (!row.adjusted) return;
   const i64 at = i64(blockIdx.x) * vocabulary;
   const u16* seen = row.history >= 0 ? history + i64(row.history) * vocabulary : nullptr;
+  const u32* words = row.allowed > 0 ? allowed + i64(row.allowed - 1) * ((vocabulary + 31) / 32) : nullptr;
   for (int token = threadIdx.x; token < vocabulary; token += kThreads) {
     float x = logits[at + token];
     const u32 state = seen ? seen[token] : 0;
@@ -375,6 +404,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       x = __fsub_rn(x, __fmul_rn(row.frequency, count));
       x = __fsub_rn(x, count > 0.f ? row.presence : 0.f);
     }
+    if (words != nullptr && (words[token / 32] >> token % 32 & 1) == 0) x = kNegInf;
     work[at + token] = x;
   }
   __syncthreads();

@@ -1,15 +1,19 @@
 """attention_decode over shapes: graph replay, back to back over layers, cold L2, random blocks.
 
-python -m bench.kernels.attention_decode [--quick] [--fill tma|cp_async|both]
+    python -m bench.kernels.attention_decode [--head-dim D] [--fa3 LIBRARY] [--no-peer]
+
+Every row's result is compared with float32 arithmetic on a few of its requests before it is timed.
 """
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
 
-from bench.kernels import timing
+from bench.kernels import fa3, timing
+from bench.kernels.reference import check_attention
 from engine.backends.cuda import loader
 from engine.backends.cuda.attention_decode import AttentionDecode, DecodeLimits, shape_of
 from engine.backends.cuda.attention_decode_tiles import choose_tiles
@@ -62,22 +66,52 @@ def our_time_us(case: Case, pool: torch.Tensor, tables: torch.Tensor, variant: s
         len(case.lengths) * case.queries, case.heads, case.head_dim, dtype=pool.dtype, device="cuda"
     )
     out = torch.empty_like(q)
-    fill, tile, blocks = (variant + ",0,0").split(",")[:3]
+    fill, tile, blocks, stages, warps = (variant + ",0,0,0,0").split(",")[:5]
     tiles = choose_tiles(
         shape_of(pool, case.heads, case.queries), loader.facts(),
         tma={"tma": True, "cp": False}.get(fill), tile=int(tile) or None, blocks=int(blocks) or None,
+        stages=int(stages) or None, consumers=int(warps) or None,
     )  # fmt: skip
     attend = AttentionDecode(
         pool, num_query_heads=case.heads, queries=case.queries,
         limits=DecodeLimits(len(case.lengths), sum(case.lengths)), tiles=tiles,
     )  # fmt: skip
     attend.plan(lens)
+    out.fill_(torch.nan)
+    attend(q, 1, tables, out)
+    check(case, pool, tables, q, out)
 
     def layers() -> None:
         for layer in range(pool.shape[1]):
             attend(q, layer, tables, out)
 
     return timing.graph_time_us(layers, pool.shape[1])
+
+
+def fa3_time_us(case: Case, pool: torch.Tensor, tables: torch.Tensor) -> float:
+    """FlashAttention-3 on the same pool, its schedule made beforehand as ours is."""
+    lens = torch.tensor(case.lengths, dtype=torch.int32, device="cuda")
+    starts = torch.arange(len(case.lengths) + 1, dtype=torch.int32, device="cuda") * case.queries
+    q = torch.randn(int(starts[-1]), case.heads, case.head_dim, dtype=pool.dtype, device="cuda")
+    out = torch.full_like(q, torch.nan)
+    attend = fa3.FA3(
+        pool, case.heads, starts, lens, tables, max_queries=case.queries, max_context=max(case.lengths)
+    )
+    attend(q, 1, out)
+    check(case, pool, tables, q, out)
+
+    def layers() -> None:
+        for layer in range(pool.shape[1]):
+            attend(q, layer, out)
+
+    return timing.graph_time_us(layers, pool.shape[1])
+
+
+def check(case: Case, pool: torch.Tensor, tables: torch.Tensor, q: torch.Tensor, out: torch.Tensor) -> None:
+    """Compare layer 1 of the shortest and the last request with float32 arithmetic."""
+    for i in {case.lengths.index(min(case.lengths)), len(case.lengths) - 1}:
+        rows = slice(i * case.queries, (i + 1) * case.queries)
+        check_attention(case.name, pool, 1, tables[i], case.lengths[i], q[rows], out[rows])
 
 
 def sdpa_time_us(case: Case) -> float | None:
@@ -110,10 +144,12 @@ def sdpa_time_us(case: Case) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--head-dim", type=int, default=0, help="one head size only")
-    parser.add_argument("--variant", action="append", help="default, or FILL,TILE,BLOCKS with FILL tma or cp")
-    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--variant", action="append", help="default, or tma|cp,TILE,BLOCKS,STAGES,WARPS")
+    parser.add_argument("--no-peer", action="store_true", help="without torch's SDPA")
+    parser.add_argument("--fa3", type=Path, help="library of FlashAttention-3, see bench/kernels/fa3.py")
     parser.add_argument("--only", type=int, action="append", help="numbers of cases")
     options = parser.parse_args()
+    has_fa3 = fa3.load(options.fa3)
     ceiling, copy = timing.read_ceiling(), timing.copy_ceiling()
     print(f"read ceiling {ceiling / 1e12:.3f} TB/s, copy {copy / 1e12:.3f} TB/s", flush=True)
     for number, case in enumerate(CASES):
@@ -135,6 +171,9 @@ def main() -> None:
             us = our_time_us(case, pool, tables, variant)
             rate = case.bytes / us * 1e6
             row += f" | {variant} {us:7.1f} us {rate / 1e12:5.2f} TB/s {rate / ceiling:6.1%}"
+        if has_fa3:
+            us = fa3_time_us(case, pool, tables)
+            row += f" | fa3 {us:7.1f} us {case.bytes / us * 1e6 / ceiling:6.1%}"
         del pool
         peer = None if options.no_peer else sdpa_time_us(case)
         if peer:

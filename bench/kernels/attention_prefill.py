@@ -2,6 +2,7 @@
 
     python -m bench.kernels.attention_prefill            the table
     python -m bench.kernels.attention_prefill --dims 128 --portable
+    python -m bench.kernels.attention_prefill --peers --fa3 LIBRARY     see bench/kernels/fa3.py
 
 Each head size runs in a process of its own under a time limit, so that a hang costs one row. FLOPs are
 4 * D * H * (sum over queries of visible keys), as FlashAttention's benches count them.
@@ -10,8 +11,12 @@ Each head size runs in a process of its own under a time limit, so that a hang c
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
+
+from bench.kernels import fa3
+from bench.kernels.reference import check_attention
 
 HEADS, KV_HEADS, BLOCK = 32, 8, 64
 LAYERS = 4
@@ -71,7 +76,7 @@ def sdpa_us(dim: int, shape: tuple[int, int, int], flush: torch.Tensor, repeats:
     return times
 
 
-def bench(dim: int, portable: bool, peers: bool, names: list[str], repeats: int) -> None:
+def bench(dim: int, portable: bool, peers: bool, has_fa3: bool, names: list[str], repeats: int) -> None:
     """Print one row for each shape."""
     from engine.backends.cuda.attention_prefill import AttentionPrefill
 
@@ -99,11 +104,20 @@ def bench(dim: int, portable: bool, peers: bool, names: list[str], repeats: int)
         us = median_us(lambda: attention(q, pool, 1, tables, plan, out), flush, repeats)  # noqa: B023
         visible = requests * (chunk * (keys - chunk) + chunk * (chunk + 1) // 2)
         flops = 4 * dim * HEADS * visible
-        assert not out.isnan().any()
+        last = slice((requests - 1) * chunk, None)
+        check_attention(name, pool, 1, tables[-1], keys, q[last][-4:], out[last][-4:])
         row = f"D {dim:3d}  {name:20s} {us:9.1f} us {flops / us / 1e6:7.1f} TFLOP/s"
+        if has_fa3:
+            peer = fa3.FA3(
+                pool, HEADS, cu_seqlens_q, context_lens, tables, max_queries=chunk, max_context=keys
+            )
+            out.fill_(float("nan"))
+            fa3_us = median_us(lambda: peer(q, 1, out), flush, repeats)  # noqa: B023
+            check_attention(f"FA3 {name}", pool, 1, tables[-1], keys, q[last][-4:], out[last][-4:])
+            row += f"  FA3 {flops / fa3_us / 1e6:6.1f}"
         if peers:
-            for peer, peer_us in sdpa_us(dim, SHAPES[name], flush, repeats).items():
-                row += f"  {peer} {flops / peer_us / 1e6:6.1f}"
+            for other, peer_us in sdpa_us(dim, SHAPES[name], flush, repeats).items():
+                row += f"  {other} {flops / peer_us / 1e6:6.1f}"
         print(row, flush=True)
     plan_us = median_us(lambda: attention.plan(cu_seqlens_q, context_lens, q.shape[0]), flush, repeats)
     print(f"D {dim:3d}  plan of the last shape {plan_us:6.1f} us", flush=True)
@@ -115,19 +129,22 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--portable", action="store_true")
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--fa3", type=Path, help="library of FlashAttention-3")
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--limit-s", type=float, default=40.0)
     parser.add_argument("--here", action="store_true", help="in this process, without the time limit")
     args = parser.parse_args()
     if args.here:
+        has_fa3 = fa3.load(args.fa3)
         for dim in args.dims:
-            bench(dim, args.portable, args.peers, args.shapes, args.repeats)
+            bench(dim, args.portable, args.peers, has_fa3, args.shapes, args.repeats)
         return 0
     failed = 0
     for dim in args.dims:
         command = [sys.executable, "-m", "bench.kernels.attention_prefill", "--here", "--dims", str(dim)]
         command += ["--repeats", str(args.repeats), "--shapes", *args.shapes]
         command += ["--portable"] * args.portable + ["--peers"] * args.peers
+        command += ["--fa3", str(args.fa3)] if args.fa3 else []
         try:
             failed |= subprocess.run(command, timeout=args.limit_s, check=False).returncode
         except subprocess.TimeoutExpired:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from engine.backends.base import RopeTable
 from engine.backends.cuda import errors, loader
 from engine.backends.cuda.attention_decode import AttentionDecode, DecodeLimits, shape_of
 from engine.backends.cuda.attention_decode_tiles import choose_tiles
+from engine.backends.cuda.rope_kv_store import rope_kv_store
 
 LENGTHS = (1, 9, 63, 64, 65, 300, 511, 512, 513, 1100, 2049, 5000, 0)
 
@@ -191,16 +193,52 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("tma", [True, False])
-def test_alone_and_among_255_others_is_the_same_bits(tma: bool) -> None:
-    lengths = tuple(torch.randint(1, 3000, (256,)).tolist())
-    step = make_step(lengths, head_dim=128, heads=32, kv_heads=8)
-    together = step.run(1, tma=tma)
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads", "queries"),
+    [(128, 32, 8, 1), (64, 14, 2, 1), (256, 8, 4, 1), (128, 8, 1, 8)],
+)
+def test_alone_and_among_255_others_is_the_same_bits(
+    head_dim: int, heads: int, kv_heads: int, queries: int, tma: bool
+) -> None:
+    lengths = torch.randint(queries, 3000, (256,))
+    lengths[[17, 101]] = torch.tensor([9000, 2049])  # of many splits, which cross runs when alone
+    step = make_step(
+        tuple(lengths.tolist()), head_dim=head_dim, heads=heads, kv_heads=kv_heads, queries=queries, layers=1
+    )
+    together = step.run(0, tma=tma).view(256, queries, heads, head_dim)
     for i in (0, 17, 101, 255):
         alone = Step(
-            step.pool, step.q[i : i + 1].clone(), step.block_tables[i : i + 1].clone(),
-            step.context_lens[i : i + 1].clone(), 32, 1,
+            step.pool, step.q[i * queries : (i + 1) * queries].clone(), step.block_tables[i : i + 1].clone(),
+            step.context_lens[i : i + 1].clone(), heads, queries,
         )  # fmt: skip
-        assert torch.equal(alone.run(1, tma=tma)[0], together[i])
+        assert torch.equal(alone.run(0, tma=tma), together[i])
+
+
+def test_follows_the_store_of_new_keys_without_waiting_for_its_end() -> None:
+    step = make_step((4095, 2000, 64, 1, 513), head_dim=128, heads=8, kv_heads=2, layers=4)
+    qkv = torch.randn(4, 5, 12 * 128, device="cuda", dtype=torch.bfloat16)
+    at = step.context_lens - 1
+    slots = step.block_tables.gather(1, (at // 64).long()[:, None])[:, 0] * 64 + at % 64
+    rope = RopeTable(torch.randn(4096, 128, device="cuda"), 128)
+    attend = AttentionDecode(step.pool, num_query_heads=8, queries=1, limits=DecodeLimits(5, 8192))
+
+    def layer(index: int, wait: bool) -> torch.Tensor:
+        q = rope_kv_store(qkv[index], at, slots.int(), step.pool, index, rope, None)
+        if wait:
+            torch.cuda.synchronize()
+            attend.plan(step.context_lens)  # the launch after a plan does not overlap
+        out = torch.full_like(q, torch.nan)
+        attend(q, index, step.block_tables, out)
+        return out
+
+    apart = [layer(index, True) for index in range(4)]
+    for _ in range(20):
+        for block, slot in enumerate(slots.tolist()):
+            step.pool[slot // 64, :, :, :, slot % 64] = torch.nan
+            assert not step.pool[slot // 64, 0, 0, 0, : slot % 64].isnan().any(), block
+        together = [layer(index, False) for index in range(4)]
+        for out, expected in zip(together, apart, strict=True):
+            assert torch.equal(out, expected)
 
 
 def test_graph_replay_with_new_lengths_is_the_same_bits() -> None:

@@ -220,6 +220,24 @@ def test_alone_equals_among_others(dim: int, portable: bool) -> None:
 
 
 @pytest.mark.parametrize("portable", KERNELS, ids=lambda p: "portable" if p else "sm90")
+def test_alone_equals_among_255_others(portable: bool) -> None:
+    tokens, before = torch.randint(1, 80, (256,)).tolist(), torch.randint(0, 400, (256,)).tolist()
+    batch = Batch(Layer(), [(n, n + b) for n, b in zip(tokens, before, strict=True)], seed=8)
+    together = attend(batch, portable).split(tokens)
+    starts = batch.cu_seqlens_q().tolist()
+    for i in (0, 100, 255):
+        alone = attend(
+            batch,
+            portable,
+            q=batch.q[starts[i] : starts[i + 1]].clone(),
+            cu_seqlens_q=torch.tensor([0, tokens[i]], dtype=torch.int32, device="cuda"),
+            context_lens=batch.context_lens()[i : i + 1],
+            tables=batch.tables[i : i + 1].contiguous(),
+        )
+        assert torch.equal(alone, together[i])
+
+
+@pytest.mark.parametrize("portable", KERNELS, ids=lambda p: "portable" if p else "sm90")
 @pytest.mark.parametrize("chunk", [64, 128, 160, 512, 37])
 @pytest.mark.parametrize("steep", [False, True])
 def test_any_chunk_cut_gives_the_same_bits(steep: bool, chunk: int, portable: bool) -> None:

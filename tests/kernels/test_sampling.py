@@ -104,6 +104,30 @@ def test_penalties_bias_and_masks() -> None:
     assert history[1, tokens[0]] == (1 if tokens[0] not in (5, 6, 7, 8) else history[1, tokens[0]])
 
 
+@pytest.mark.parametrize("vocabulary", [999, 128256])
+def test_bitmask_of_allowed_tokens(vocabulary: int) -> None:
+    logits = torch.randn(4, vocabulary, device="cuda") * 2
+    open_tokens = torch.rand(2, vocabulary, device="cuda") < 0.01
+    open_tokens[1] = False
+    words = -(-vocabulary // 32)
+    bits = torch.zeros(2, words * 32, dtype=torch.int64, device="cuda")
+    bits[:, :vocabulary] = open_tokens
+    packed = (bits.view(2, words, 32) << torch.arange(32, device="cuda")).sum(-1)
+    allowed = packed.where(packed < 2**31, packed - 2**32).int()
+    rows = [
+        SamplingRow(allowed=0),
+        SamplingRow(),
+        SamplingRow(temperature=0.9, top_p=0.95, seed=5, position=3, allowed=0),
+        SamplingRow(allowed=1),
+    ]
+    tokens = sample(logits, SamplingRows(rows, logits.device), allowed=allowed).tolist()
+    masked = logits.masked_fill(~open_tokens[0], -math.inf)
+    assert tokens[0] == masked[0].argmax()
+    assert tokens[1] == logits[1].argmax()
+    assert tokens[2] == drawn_on_cpu(masked[2].cpu().numpy(), rows[2])
+    assert tokens[3] == -1
+
+
 @pytest.mark.parametrize("vocabulary", [300, 128256])
 def test_logprobs(vocabulary: int) -> None:
     logits = torch.randn(4, vocabulary, device="cuda") * 3

@@ -13,7 +13,7 @@ from engine.backends.cuda.errors import UnsupportedShapeError
 
 _POINTERS = (
     "q", "kv", "block_tables", "splits", "run_start", "run_first", "sinks",
-    "out", "partial_out", "partial_stats", "tickets",
+    "out", "partial_out", "partial_stats", "handed_over",
 )  # fmt: skip
 _PARAMS = np.dtype(
     [(name, np.uint64) for name in _POINTERS]
@@ -116,7 +116,8 @@ class AttentionDecode:
         self._run_first = buffer(self._runs, 8)
         self._partial_out = torch.empty(rows, head_dim, dtype=torch.float32, device=pool.device)
         self._partial_stats = torch.empty(rows, 2, dtype=torch.float32, device=pool.device)
-        self._tickets = buffer(limits.batch * kv_heads)
+        self._handed_over = buffer(self._runs)
+        self._may_overlap, self._planned_last = facts.major >= 9, True
 
     def plan(self, context_lens: torch.Tensor) -> None:
         """Cut the step's work into equal runs; once a step, before the layers.
@@ -134,6 +135,7 @@ class AttentionDecode:
             np.int32(batch), np.int32(self._shape.queries), np.int32(self._window),
             np.int32(self._pool.shape[3]), np.int32(self._runs),
         )  # fmt: skip
+        self._planned_last = True
 
     def __call__(
         self,
@@ -147,6 +149,10 @@ class AttentionDecode:
         sinks: torch.Tensor | None = None,
     ) -> None:
         """Attend in one layer.
+
+        On Hopper and later it may start before the kernel ahead of it on the stream has ended, unless
+        that is the plan. So that kernel may write q and the new tokens' keys and values (as
+        rope_kv_store does), but not block_tables or older positions of the pool.
 
         Args:
             q: [B * queries, H, D], the pool's dtype, contiguous.
@@ -181,7 +187,7 @@ class AttentionDecode:
             out.data_ptr(),
             self._partial_out.data_ptr(),
             self._partial_stats.data_ptr(),
-            self._tickets.data_ptr(),
+            self._handed_over.data_ptr(),
             self._block_rows * head_dim,
             layer * layer_rows,
             self._block_rows,
@@ -197,4 +203,6 @@ class AttentionDecode:
         self._attend(
             (self._runs, 1, 1), (self._tiles.threads, 1, 1), params, self._map,
             shared_bytes=self._tiles.shared_bytes,
+            overlaps=self._may_overlap and not self._planned_last,
         )  # fmt: skip
+        self._planned_last = False

@@ -6,15 +6,14 @@ from engine.backends.cuda.errors import UnsupportedShapeError
 from engine.backends.cuda.source import Build
 from engine.backends.cuda.target import DeviceFacts
 
-MAX_SPLITS = 128  # of one request; its split size doubles until that holds
+MAX_SPLITS = 64  # of one request; its split size doubles until that holds
 HEAD_DIMS = (64, 96, 128, 256)
 MAX_QUERIES = 8
 MAX_GROUP = 16
 MAX_STAGES = 12
 BARRIER_BYTES = 24  # of each stage
-SLOT_BYTES = 16  # a query slot's barriers
-INFO_BYTES = 16 * (32 + 16)  # unit descriptions and their barriers
-PENDING_BYTES = 256
+SLOT_BYTES = 32 + 16  # a query slot's unit description and barriers
+SUM_ELEMENTS = 2048  # of a running sum that shared memory holds
 RESERVED_BYTES = 1024  # of shared memory, that CUDA takes for each block
 
 
@@ -64,9 +63,14 @@ class DecodeTiles:
     tile: int
     blocks: int  # a multiprocessor
     stages: int
+    consumers: int  # warps
     tma: bool
-    threads: int
     shared_bytes: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block: consumer warps and a producer."""
+        return (self.consumers + 1) * 32
 
     def defines(self, shape: DecodeShape) -> dict[str, int | str]:
         """Macros of attention_decode.cu."""
@@ -77,6 +81,7 @@ class DecodeTiles:
             "TILE": self.tile,
             "STAGES": self.stages,
             "BLOCKS": self.blocks,
+            "CONSUMERS": self.consumers,
             "TMA": int(self.tma),
             "SHARED_BYTES": self.shared_bytes,
         }
@@ -109,12 +114,15 @@ def choose_tiles(
     tma: bool | None = None,
     tile: int | None = None,
     blocks: int | None = None,
+    stages: int | None = None,
+    consumers: int | None = None,
 ) -> DecodeTiles:
     """Pick tile, ring depth and fill for a device.
 
     Args:
         tma: force the copy engine on or off; None takes it where the device has it.
         tile, blocks: force the keys in a tile and the blocks a multiprocessor, for benches.
+        stages: at most so many. consumers: warps, a multiple of padded_rows / 16. For benches.
     Raises:
         UnsupportedShapeError: the device's shared memory cannot hold the kernel.
     """
@@ -123,7 +131,15 @@ def choose_tiles(
     if tile is None and blocks is None:
         tries += [(smaller, 1) for smaller in (64, 32, 16) if smaller <= preferred_tile]
     for one_tile, one_blocks in tries:
-        found = _fit(shape, device, one_tile, one_blocks, device.major >= 9 if tma is None else tma)
+        found = _fit(
+            shape,
+            device,
+            one_tile,
+            one_blocks,
+            device.major >= 9 if tma is None else tma,
+            stages or MAX_STAGES,
+            consumers,
+        )
         if found:
             return found
     raise UnsupportedShapeError(
@@ -132,35 +148,37 @@ def choose_tiles(
     )
 
 
-def _fit(shape: DecodeShape, device: DeviceFacts, tile: int, blocks: int, tma: bool) -> DecodeTiles | None:
+def _fit(
+    shape: DecodeShape,
+    device: DeviceFacts,
+    tile: int,
+    blocks: int,
+    tma: bool,
+    most_stages: int,
+    warps: int | None,
+) -> DecodeTiles | None:
     """The deepest ring for a tile and a number of blocks; None if too shallow."""
     rows = shape.padded_rows
     row_tiles = max(1, rows // 16)
-    consumers = 8 if row_tiles == 8 else 4
+    consumers = warps or (8 if row_tiles == 8 else 4)
     key_groups = consumers // row_tiles
     panels = -(-shape.head_dim // 64)
     stage_bytes = 2 * panels * tile * 128 + BARRIER_BYTES
-    slots = 2 if rows <= 64 else 1
+    slots = 4 if rows <= 8 else 2 if rows <= 64 else 1
     query_bytes = panels * (row_tiles * 16 if rows > 8 else 8) * 128
     merge_bytes = key_groups * rows * (shape.head_dim + 8) * 4 if key_groups > 1 else 0
-    fixed = (
-        slots * (query_bytes + SLOT_BYTES)
-        + INFO_BYTES
-        + merge_bytes
-        + key_groups * rows * 8
-        + (consumers + 1) * MAX_SPLITS * 4
-        + PENDING_BYTES
-    )
+    sum_bytes = rows * shape.head_dim * 4 if rows * shape.head_dim <= SUM_ELEMENTS else 0
+    fixed = slots * (query_bytes + SLOT_BYTES) + merge_bytes + sum_bytes + (key_groups + 2) * rows * 8
     room = min(device.shared_bytes_per_block, device.shared_bytes_per_sm // blocks - RESERVED_BYTES) - fixed
-    stages = min(room // stage_bytes, MAX_STAGES)
+    stages = min(room // stage_bytes, most_stages)
     if stages < max(2, key_groups):  # a key group must never wait a whole ring ahead
         return None
     return DecodeTiles(
         tile=tile,
         blocks=blocks,
         stages=stages,
+        consumers=consumers,
         tma=tma,
-        threads=(consumers + 2) * 32,
         shared_bytes=fixed + stages * stage_bytes,
     )
 

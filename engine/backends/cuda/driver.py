@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -10,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from engine.backends.cuda import overlap
 from engine.backends.cuda.errors import (
     CompileError,
     CompilerMissingError,
@@ -32,10 +32,21 @@ class LoadedModule(Protocol):
         """The entry point of that name."""
 
 
+class Function(Protocol):
+    """What cupy launches; `ptr` is the driver's handle."""
+
+    ptr: int
+
+    def __call__(
+        self, grid: Dim3, block: Dim3, args: tuple[object, ...], shared_mem: int = 0, stream: object = None
+    ) -> None:
+        """Launch."""
+
+
 class RawKernel(Protocol):
     """What cupy gives for a kernel."""
 
-    kernel: Callable[..., None]
+    kernel: Function
     max_dynamic_shared_size_bytes: int
 
 
@@ -121,7 +132,13 @@ def load_module(cubin: Path) -> LoadedModule:
 
 
 def launch(
-    kernel: Callable[..., None], grid: Dim3, block: Dim3, args: tuple[Argument, ...], shared_bytes: int
+    kernel: Function,
+    grid: Dim3,
+    block: Dim3,
+    args: tuple[Argument, ...],
+    shared_bytes: int,
+    *,
+    overlaps: bool = False,
 ) -> None:
     """Launch on torch's current stream, which may be capturing a graph.
 
@@ -129,6 +146,7 @@ def launch(
         args: tensors go in as addresses, None as a null pointer, NumPy scalars and
             one-element structured arrays by value. Python numbers are refused: their
             size would not be the kernel's.
+        overlaps: the kernel waits by itself for the one ahead of it; see overlap.py.
     """
     converted: list[int | np.generic | np.ndarray] = []
     for arg in args:
@@ -142,7 +160,10 @@ def launch(
             raise TypeError(
                 f"kernel argument of type {type(arg).__name__}: wrap numbers in np.int32, np.float32"
             )
-    kernel(grid, block, tuple(converted), shared_mem=shared_bytes, stream=_TorchStream())
+    if overlaps:
+        overlap.launch(kernel.ptr, grid, block, converted, shared_bytes, _TorchStream().ptr)
+    else:
+        kernel(grid, block, tuple(converted), shared_mem=shared_bytes, stream=_TorchStream())
 
 
 def allocate(num_bytes: int) -> int:

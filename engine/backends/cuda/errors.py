@@ -8,6 +8,7 @@ KernelError (an EngineError)
 ├── UnknownKernelError      no such .cu file
 ├── CompilerMissingError    no cubin made ahead, and no NVRTC to make one
 ├── CompileError            NVRTC refused the source; carries its log
+├── LaunchError             the driver refused a launch; carries its code
 ├── DeviceMemoryError       the driver gives no memory
 ├── ArenaFullError          the memory set aside for weights is too small
 └── UnsupportedShapeError   an operation was asked for what its kernel cannot do
@@ -71,6 +72,14 @@ class CompileError(KernelError):
     def __init__(self, name: str, arch: str, log: str) -> None:
         super().__init__(f"{name}.cu does not compile for {arch}:\n{log.strip()}")
         self.log = log
+
+
+class LaunchError(KernelError):
+    """The driver refused a launch."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the CUDA driver refused to launch a kernel (error {status})")
+        self.status = status
 
 
 class DeviceMemoryError(KernelError):

@@ -10,7 +10,7 @@ load("rms_norm", defines={"DTYPE": 0})
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,17 +28,22 @@ class Kernel:
 
     def __init__(self, raw: driver.RawKernel) -> None:
         self._raw = raw
-        self._launch: Callable[..., None] = raw.kernel
+        self._function = raw.kernel
         self._shared_limit = DEFAULT_SHARED_BYTES
 
     def __call__(
-        self, grid: driver.Dim3, block: driver.Dim3, *args: driver.Argument, shared_bytes: int = 0
+        self,
+        grid: driver.Dim3,
+        block: driver.Dim3,
+        *args: driver.Argument,
+        shared_bytes: int = 0,
+        overlaps: bool = False,
     ) -> None:
         """Launch on torch's current stream; see driver.launch for the arguments."""
         if shared_bytes > self._shared_limit:
             self._raw.max_dynamic_shared_size_bytes = shared_bytes
             self._shared_limit = shared_bytes
-        driver.launch(self._launch, grid, block, args, shared_bytes)
+        driver.launch(self._function, grid, block, args, shared_bytes, overlaps=overlaps)
 
 
 class Module:

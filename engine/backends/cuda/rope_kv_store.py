@@ -10,6 +10,15 @@ from engine.backends.cuda.errors import UnsupportedShapeError
 from engine.backends.cuda.source import Build
 from engine.backends.cuda.target import DeviceFacts
 
+_BLOCK_BYTES = 48 * 1024  # of qkv that a block may hold in shared memory, if it takes several tokens
+
+
+def tokens_per_block(tokens: int, token_bytes: int, num_sms: int) -> int:
+    """Tokens of a block: up to 4, if that still makes four blocks a multiprocessor."""
+    if tokens < 16 * num_sms:
+        return 1
+    return max(1, min(4, _BLOCK_BYTES // token_bytes))
+
 
 def rope_kv_store(
     qkv: torch.Tensor,
@@ -23,6 +32,9 @@ def rope_kv_store(
     interleaved: bool = False,
 ) -> torch.Tensor:
     """Rotate queries and keys, store keys and values. Modifies `pool` at `slots` of `layer`.
+
+    On Hopper and later it may start before the kernel ahead of it on the stream has ended: that one may
+    write qkv, but not positions, slots or the rope table.
 
     Args:
         qkv: [T, (H + 2 H_kv) D], queries, keys, values.
@@ -54,9 +66,12 @@ def rope_kv_store(
     )
     queries = torch.empty(tokens, heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     layer_elements = 2 * kv_heads * block_size * head_dim
+    facts = loader.facts()
+    token_bytes = width * qkv.element_size() + rope.rotary_dim * 4
+    per_block = tokens_per_block(tokens, token_bytes, facts.num_sms)
     if tokens:
         module.kernel("rope_kv_store")(
-            (tokens, 1, 1),
+            (-(-tokens // per_block), 1, 1),
             (256, 1, 1),
             qkv,
             positions,
@@ -67,11 +82,15 @@ def rope_kv_store(
             queries,
             np.uint64(pool.data_ptr() + layer * layer_elements * pool.element_size()),
             np.int64(layers * layer_elements),
+            np.int32(tokens),
+            np.int32(per_block),
             np.int32(heads),
             np.int32(kv_heads),
             np.int32(block_size.bit_length() - 1),
             np.int32(rope.rotary_dim),
             np.float32(norm.eps if norm else 0.0),
+            shared_bytes=per_block * token_bytes,
+            overlaps=facts.major >= 9,
         )
     return queries
 

@@ -23,7 +23,16 @@ ROW = np.dtype(
     ]
     + [
         (name, np.int32)
-        for name in ("history", "adjusted", "bias_begin", "bias_end", "mask_begin", "mask_end")
+        for name in (
+            "history",
+            "adjusted",
+            "bias_begin",
+            "bias_end",
+            "mask_begin",
+            "mask_end",
+            "allowed",
+            "unused",
+        )
     ]
 )
 
@@ -37,6 +46,7 @@ class SamplingRow:
         history: row of the history table that counts this request's tokens; None: not counted,
             which penalties need.
         masked: tokens that must not be drawn.
+        allowed: row of the bitmasks that names the tokens which may be drawn; None: all.
     """
 
     temperature: float = 0.0
@@ -51,6 +61,7 @@ class SamplingRow:
     history: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     masked: Sequence[int] = ()
+    allowed: int | None = None
 
     @property
     def adjusted(self) -> bool:
@@ -60,7 +71,7 @@ class SamplingRow:
             0.0,
             0.0,
         )
-        return penalties or bool(self.logit_bias) or bool(self.masked)
+        return penalties or bool(self.logit_bias) or bool(self.masked) or self.allowed is not None
 
 
 class RowTable(Protocol):
@@ -106,6 +117,7 @@ class SamplingRows:
                 row.seed, row.position, row.top_k, row.temperature, row.top_p, row.min_p, *penalties,
                 -1 if row.history is None else row.history, row.adjusted,
                 starts[0], len(bias_tokens), starts[1], len(masked),
+                0 if row.allowed is None else row.allowed + 1, 0,
             )  # fmt: skip
         self.num_rows = len(rows)
         self.any_adjusted = any(row.adjusted for row in rows)
@@ -125,6 +137,7 @@ def sample(
     rows: RowTable,
     history: torch.Tensor | None = None,
     work: torch.Tensor | None = None,
+    allowed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draw a token for each row; leaves `logits` as they are.
 
@@ -134,6 +147,8 @@ def sample(
         logits: float32[R, V], contiguous.
         history: from new_history; needed where a row names a row of it.
         work: like logits; None: made here if any row is adjusted.
+        allowed: int32[bitmasks, ceil(V / 32)], bit i % 32 of word i // 32 is 1 if token i may be drawn;
+            needed where a row names a bitmask of it (in ROW: 1 + its index, 0 for none).
     Returns:
         int32[R]; -1 where the logits hold NaN or +infinity, or nothing may be drawn.
     """
@@ -146,7 +161,7 @@ def sample(
     tokens = torch.empty(rows.num_rows, dtype=torch.int32, device=logits.device)
     if rows.any_adjusted:
         work = torch.empty_like(logits) if work is None else work
-        lists = (rows.bias_tokens, rows.bias_values, rows.masked)
+        lists = (rows.bias_tokens, rows.bias_values, rows.masked, allowed)
         module.kernel("sampling_adjust")(grid, _BLOCK, logits, work, rows.table, history, *lists, vocabulary)
     if rows.num_rows:
         module.kernel("sampling")(grid, _BLOCK, logits, work, rows.table, history, tokens, vocabulary)
