@@ -51,6 +51,11 @@ class ResponsesBody(SamplingBody):
         "truncation": (None, "disabled"),
         "max_tool_calls": (None,),
         "prompt": (None,),
+        "moderation": (None,),
+        "image": (None,),
+        "access_programs": (None,),
+        "background_options": (None,),
+        "context_management": (None,),
     }
     refusals: ClassVar[dict[str, str]] = {
         "store": "responses are not stored; leave the field out or set it to false",
@@ -84,3 +89,8 @@ class ResponsesBody(SamplingBody):
     truncation: JsonValue = None
     max_tool_calls: JsonValue = None
     prompt: JsonValue = None
+    moderation: JsonValue = None
+    image: JsonValue = None
+    access_programs: JsonValue = None
+    background_options: JsonValue = None
+    context_management: JsonValue = None

@@ -73,6 +73,8 @@ class SamplingBody(Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: JsonValue = None
 
 
 class GenerationBody(SamplingBody):
@@ -137,6 +139,7 @@ class ChatBody(GenerationBody):
         "reasoning_effort": (None, "none"),
         "verbosity": (None, "medium"),
         "web_search_options": (None,),
+        "moderation": (None,),
     }
     elsewhere: ClassVar[dict[str, str]] = {
         "prompt": "this goes to /v1/completions; a chat has messages",
@@ -160,6 +163,7 @@ class ChatBody(GenerationBody):
     reasoning_effort: JsonValue = None
     verbosity: JsonValue = None
     web_search_options: JsonValue = None
+    moderation: JsonValue = None
 
 
 class CompletionBody(GenerationBody):
