@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Clients:
         self.heartbeat = Heartbeat()
         self.records: list[Record] = []
         self.sent = 0
+        self._launched = 0
         if scenario.is_open_loop:
             self._pacer.fill()
 
@@ -77,7 +79,8 @@ class Clients:
 
     async def _open_loop(self) -> None:
         self._pacer.begin()
-        while self._pacer.is_alive or self._tasks:
+        # What the pacer has started may not have reached this loop yet.
+        while self._pacer.is_alive or self._launched < self._pacer.started or self._tasks:
             await asyncio.sleep(0.02)
 
     async def _closed_loop(self) -> None:
@@ -94,8 +97,9 @@ class Clients:
         await asyncio.gather(*(take_turns() for _ in range(turns)))
 
     def _share(self) -> Iterator[Request]:
-        size = self._plan.size
-        indices = itertools.count(self._which, self._shares)
+        """The first turns of this share's sessions."""
+        size, turns = self._plan.size, self._scenario.turns
+        indices = itertools.count(self._which * turns, self._shares * turns)
         return (
             self._plan.request(i) for i in itertools.takewhile(lambda i: size is None or i < size, indices)
         )
@@ -114,14 +118,34 @@ class Clients:
         return call, self._target.prepare(call)
 
     def _due(self, ready: Ready) -> None:
-        self._loop.call_soon_threadsafe(self._launch, ready)
+        self._loop.call_soon_threadsafe(self._begin, ready)
+
+    def _begin(self, ready: Ready) -> None:
+        self._launched += 1
+        if not self._stopping.is_set():
+            self._launch(ready)
 
     def _launch(self, ready: Ready) -> asyncio.Task[None]:
-        task = self._loop.create_task(self._send(ready))
+        task = self._loop.create_task(self._session(ready))
         self._tasks.add(task)
-        self.sent += 1
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _session(self, ready: Ready) -> None:
+        """Send a request, and the turns that follow it as long as each is answered."""
+        while True:
+            self.sent += 1
+            await self._send(ready)
+            call, _ = ready
+            following = self._plan.following(call.request)
+            if following is None or call.record.outcome is not Outcome.OK:
+                return
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(self._scenario.think_s):
+                    await self._stopping.wait()
+            if self._stopping.is_set():
+                return
+            ready = self._ready(following)
 
     async def _send(self, ready: Ready) -> None:
         call, wire = ready

@@ -53,6 +53,8 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
     _flag(what, "--distinct", "repeat prompts after so many; 0: each is its own", type=int)
     _flag(what, "--prefix-tokens", "leading tokens that prompts share", type=int)
     _flag(what, "--prefix-groups", "among how many prefixes", type=int)
+    _flag(what, "--turns", "requests of a session, each prompt longer than the one before", type=int)
+    _flag(what, "--think", "from an answer to the session's next request, s", "think_s", type=float)
 
     clients = parser.add_argument_group("ill-behaved clients")
     _flag(clients, "--cancel-share", "share that hangs up, 0 to 1", type=float)

@@ -20,7 +20,7 @@ Ready = tuple[Call, Wire]
 
 
 class Pacer:
-    """Starts the requests of an open loop.
+    """Starts the requests of an open loop; `started` counts them.
 
     Args:
         requests: in order of time, each with `at_s`.
@@ -42,6 +42,7 @@ class Pacer:
         self._now = now
         self._ready: deque[Ready] = deque()
         self._stopped = threading.Event()
+        self.started = 0
         self._thread = threading.Thread(target=self._run, name="pacer", daemon=True)
 
     def fill(self) -> None:
@@ -69,6 +70,7 @@ class Pacer:
                 pass
             if self._stopped.wait(max(0.0, due_s - self._now())):
                 return
+            self.started += 1
             self._start(self._ready.popleft())
 
     def _prepare_next(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,10 @@ class Request:
 
     Attributes:
         index: position in the plan.
-        at_s: when it is due, seconds from the start; None: closed loop.
+        at_s: when it is due, seconds from the start; None: closed loop, or a later turn.
         content: equal contents are equal prompts.
+        stream: prompts of one stream begin alike.
+        turn: of its session, from 0.
         input_tokens: length of the prompt.
         output_tokens: length of the answer.
         hash_ids: names of its leading blocks, `block_tokens` each.
@@ -43,6 +45,8 @@ class Request:
     cancel_after: int | None = None
     cancel_delay_s: float = 0.0
     read_delay_s: float = 0.0
+    stream: int = 0
+    turn: int = 0
 
 
 class Plan:
@@ -78,14 +82,24 @@ class Plan:
                 duration_s=scenario.duration_s or None,
                 num_requests=scenario.requests or None,
             )
-        self.size = len(self._times) if scenario.is_open_loop else scenario.requests or None
+        sessions = len(self._times) if scenario.is_open_loop else scenario.requests
+        self.size = sessions * scenario.turns or (0 if scenario.is_open_loop else None)
+
+    def following(self, request: Request) -> Request | None:
+        """Return the next turn of a session; None: that was the last, or the next prompt is too long."""
+        if request.turn + 1 >= self._scenario.turns:
+            return None
+        following = self.request(request.index + 1)
+        most = self._scenario.max_input
+        return None if most and following.input_tokens > most else following
 
     def request(self, index: int) -> Request:
-        """Return one request; `index` < size."""
+        """Return one request; `index` < size. Those of one session follow each other."""
         scenario = self._scenario
-        content = index % scenario.distinct if scenario.distinct else index
+        session, turn = divmod(index, scenario.turns)
+        stream = session % scenario.distinct if scenario.distinct else session
         cancel_after, cancel_delay_s, read_delay_s = None, 0.0, 0.0
-        row = self._rows[content] if self._rows else self._made(content)
+        row = self._row(stream, turn)
         if scenario.cancel_share or scenario.slow_share:
             random = np.random.default_rng([scenario.seed, _CLIENT, index])
             cancels, slows = random.random(2)
@@ -96,8 +110,10 @@ class Plan:
                 read_delay_s = scenario.slow_delay_s
         return Request(
             index=index,
-            at_s=self._times[index] if self._times else None,
-            content=content,
+            at_s=self._times[session] if self._times and turn == 0 else None,
+            content=stream * scenario.turns + turn,
+            stream=stream,
+            turn=turn,
             input_tokens=row.input_tokens,
             output_tokens=row.output_tokens,
             hash_ids=row.hash_ids,
@@ -107,11 +123,21 @@ class Plan:
             read_delay_s=read_delay_s,
         )
 
-    def _made(self, content: int) -> TraceRow:
+    def _row(self, stream: int, turn: int) -> TraceRow:
+        """Lengths of a turn; its prompt holds those before it, and room for their answers."""
+        first = self._rows[stream] if self._rows else self._made(stream)
+        total, row = first.input_tokens, first
+        for number in range(1, turn + 1):
+            total += row.output_tokens
+            row = self._made(stream, number)
+            total += row.input_tokens
+        return replace(first, input_tokens=total, output_tokens=row.output_tokens)
+
+    def _made(self, stream: int, turn: int = 0) -> TraceRow:
         scenario = self._scenario
-        random = np.random.default_rng([scenario.seed, _LENGTHS, content])
+        random = np.random.default_rng([scenario.seed, _LENGTHS, stream, *([turn] if turn else [])])
         input_tokens, output_tokens = self._input.draw(random), self._output.draw(random)
         prefix = min(scenario.prefix_tokens, input_tokens)
         return TraceRow(
-            0.0, input_tokens, output_tokens, (content % scenario.prefix_groups,) if prefix else (), prefix
+            0.0, input_tokens, output_tokens, (stream % scenario.prefix_groups,) if prefix else (), prefix
         )

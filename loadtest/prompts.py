@@ -37,7 +37,7 @@ class Prompts:
         blocks = [self._ids(_BLOCK, name, request.block_tokens) for name in request.hash_ids]
         named = sum(map(len, blocks))
         if named < request.input_tokens:
-            blocks.append(self._ids(_TAIL, request.content, request.input_tokens - named))
+            blocks.append(self._ids(_TAIL, request.stream, request.input_tokens - named))
         ids: list[int] = np.concatenate(blocks)[: request.input_tokens].tolist()
         return ids
 
@@ -48,7 +48,7 @@ class Prompts:
 
     def _cut(self, request: Request) -> str:
         size = max(1, round(request.input_tokens * self._scenario.chars_per_token))
-        random = np.random.default_rng([self._scenario.seed, _TEXT, request.content])
+        random = np.random.default_rng([self._scenario.seed, _TEXT, request.stream])
         start = int(random.integers(0, len(self._text)))
         text = self._text[start : start + size]
         while len(text) < size:

@@ -35,6 +35,9 @@ class Scenario:
         distinct: prompts repeat after so many; 0: each is its own.
         prefix_tokens: the first tokens of each prompt are shared; 0: none.
         prefix_groups: by one in so many prompts.
+        turns: requests of a session: each prompt is the one before, as many tokens as it was answered with,
+            and new ones. What `rate`, `trace`, `concurrency` and `requests` count are then sessions.
+        think_s: from the end of an answer until the session's next request.
         cancel_share: share of requests, 0 to 1, that the client cancels.
         slow_share: share of requests, 0 to 1, whose client reads slowly.
         slow_delay_s: how long a slow client waits after each read.
@@ -69,6 +72,8 @@ class Scenario:
     distinct: int = 0
     prefix_tokens: int = 0
     prefix_groups: int = 1
+    turns: int = 1
+    think_s: float = 1.0
     cancel_share: float = 0.0
     slow_share: float = 0.0
     slow_delay_s: float = 0.5
@@ -94,7 +99,9 @@ class Scenario:
         for name in ("burstiness", "time_scale", "length_scale", "chars_per_token", "timeout_s"):
             _check(getattr(self, name) > 0, name, "must be more than 0")
         _check(0 <= self.first_token <= self.last_token, "token ids", "the first must not exceed the last")
-        _check(self.prefix_groups >= 1, "prefix_groups", "must be at least 1")
+        for name in ("prefix_groups", "turns"):
+            _check(getattr(self, name) >= 1, name, "must be at least 1")
+        _check(self.think_s >= 0, "think_s", "must be at least 0")
         _check(not (self.corpus and self.prefix_tokens), "prefix_tokens", "needs prompts of token ids")
         _check(
             not (self.api == "chat" and not self.corpus), "api", "chat needs a corpus: ids cannot be a turn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from loadtest.errors import GeneratorError
 from loadtest.health import warnings
+from loadtest.record import Record
 from loadtest.run import Progress, run
 from loadtest.scenario import Scenario
 from tests.support.fake_endpoint import Script, fake_endpoint
@@ -59,3 +61,24 @@ async def test_a_generator_without_the_time_to_send_says_so() -> None:
         load = Scenario(endpoint.url, rate=20_000, requests=3000, input="400", output="1", timeout_s=30)
         done = await run(load)
     assert len(warnings(done.healths)) == 1
+
+
+async def test_turns_wait_for_the_answer_and_think() -> None:
+    def script(order: int, body: dict[str, object]) -> Script:
+        return Script(0.05, (0.01,) * 3, status=503 if len(body["prompt"]) > 60 else 200)  # type: ignore[arg-type]
+
+    with fake_endpoint(script) as endpoint:
+        load = Scenario(
+            endpoint.url, rate=20, requests=4, input="10", output="4", turns=9, think_s=0.1, stop_at_eos=True
+        )
+        done = await run(load, processes=2)
+    by_session: dict[int, list[Record]] = {}
+    for record in done.records:
+        by_session.setdefault(record.index // 9, []).append(record)
+    assert len(by_session) == 4
+    for turns in by_session.values():
+        # 10, 24, 38, 52, 66 tokens: the fifth is refused, and ends the session.
+        assert [record.input_tokens for record in turns] == [10, 24, 38, 52, 66]
+        assert [record.outcome.value for record in turns] == ["ok"] * 4 + ["error"]
+        for before, after in itertools.pairwise(turns):
+            assert 0.09 <= after.planned_s - before.end_s < 2
