@@ -189,6 +189,34 @@ class LocalCluster:
         self._wait_ready([reborn])
         return reborn
 
+    def replace(self, worker: ServiceProcess, drain_s: float = 60.0) -> ServiceProcess:
+        """Replace a worker as a rolling update does: it drains while another one starts.
+
+        SIGTERM lets it refuse what is new, finish what runs, leave the gateway and end.
+
+        Returns:
+            The new worker, once the gateway has it and the old one is gone.
+        Raises:
+            ClusterError: the old one did not end by itself within `drain_s` seconds (it is killed), or not
+                with status 0; or the new one does not come up.
+        """
+        self._reported.add(worker.pid)
+        worker.terminate()
+        assert worker.role != "gateway"
+        flags = list(worker.flags)
+        flags[flags.index("--worker-id") + 1] = name = self._next_name(worker.role)
+        new = self._spawn(name, worker.role, flags)
+        self.workers.append(new)
+        self._wait_ready([new])
+        ended = worker.wait(drain_s)
+        self.workers.remove(worker)
+        if not ended:
+            worker.kill()
+            raise ClusterError(f"{worker.name} had not drained after {drain_s:g} s")
+        if worker.exit_status != 0:
+            raise ClusterError(worker.obituary())
+        return new
+
     def new_deaths(self) -> list[ServiceProcess]:
         """Return the processes that have ended by themselves since the last call."""
         processes = [process for process in (self._gateway, *self.workers) if process is not None]
@@ -239,14 +267,18 @@ class LocalCluster:
         return ["--model", str(model), "--model-name", self.model_name]
 
     def _spawn_worker(self, role: WorkerRole, args: Sequence[str] = ()) -> ServiceProcess:
-        name = f"{role}-{self._numbers[role]}"
-        self._numbers[role] += 1
+        name = self._next_name(role)
         gateways = ",".join(self._registry_addresses)
         flags = ["--gateway", gateways, "--worker-id", name, "--host", LOOPBACK, "--port", "0"]
         flags += self._peer_flags("worker")
         worker = self._spawn(name, role, [*flags, *self._model_flags(self._model), *self._args[role], *args])
         self.workers.append(worker)
         return worker
+
+    def _next_name(self, role: WorkerRole) -> str:
+        name = f"{role}-{self._numbers[role]}"
+        self._numbers[role] += 1
+        return name
 
     def _spawn(self, name: str, role: Role, flags: Sequence[str]) -> ServiceProcess:
         self._on_progress(name, "starting")

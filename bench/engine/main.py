@@ -34,6 +34,7 @@ from services.common.config import parse_config
 
 Driver = CoLocated | Apart
 ROLES = ("both", "apart")
+MIN_WIDTH = 140
 
 
 def main(argv: Sequence[str], prog: str = "baton bench engine") -> int:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str], prog: str = "baton bench engine") -> int:
     parser = _parser(prog)
     args, engine_flags = parser.parse_known_args(arguments)
     console, progress_console = Console(), Console(stderr=True)
-    console.width = max(console.width, 150)
+    console.width = max(console.width, MIN_WIDTH)  # a cut figure is worse than a wrapped line
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as scratch:
         config_dir = args.config or models.resolve(models.DEFAULT_MODEL, models.show_progress)
         try:

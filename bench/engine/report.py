@@ -32,7 +32,8 @@ class Report:
 
     def __init__(self, command: list[str], settings: dict[str, object], ceilings: Ceilings) -> None:
         self._facts = environment() | {"torch": torch.__version__, "host": platform.machine()}
-        self._facts["commit"] = self._facts.get("commit") or os.environ.get("BATON_COMMIT", "unknown")
+        # A copy of the tree, as on a borrowed machine, does not know its own commit.
+        self._facts["commit"] = os.environ.get("BATON_COMMIT") or self._facts.get("commit", "unknown")
         if torch.cuda.is_available():
             self._facts["gpu"] = torch.cuda.get_device_name()
             self._facts["gpus"] = str(torch.cuda.device_count())
