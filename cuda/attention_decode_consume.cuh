@@ -100,8 +100,7 @@ __device__ __forceinline__ void consume(const Params& p, const Shared& shared, i
       settle_rows(p, shared, state, unit, standing, rows, my_row, lane);
     }
     if (last) standing.inherited = false;
-    __syncwarp();
-    if (lane == 0) barrier_arrive(shared.unit_empty + slot * 8);
+    barrier_arrive(shared.unit_empty + slot * 8);
   }
   wait_for_previous();  // in a run without units nobody has yet
   if (hands_over) hand_over(p, thread);

@@ -151,7 +151,7 @@ struct Shared {
     for (int i = 0; i < STAGES; ++i) barrier_init(empty + i * 8, kRowTiles);
     for (int i = 0; i < kUnitSlots; ++i) {
       barrier_init(unit_full + i * 8, 33);
-      barrier_init(unit_empty + i * 8, kConsumers);
+      barrier_init(unit_empty + i * 8, kConsumerThreads);
     }
     barrier_init_fence();
   }

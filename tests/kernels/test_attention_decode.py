@@ -159,6 +159,7 @@ def test_window(window: int, queries: int) -> None:
     check(step.run(0, window=window), reference(step, 0, window=window))
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_soft_cap_sinks_and_scale(head_dim: int) -> None:
     step = make_step((1, 70, 513, 3000), head_dim=head_dim, heads=8, kv_heads=2)
@@ -241,6 +242,7 @@ def test_follows_the_store_of_new_keys_without_waiting_for_its_end() -> None:
             assert torch.equal(out, expected)
 
 
+@pytest.mark.sanitize
 def test_graph_replay_with_new_lengths_is_the_same_bits() -> None:
     step = make_step((900, 2000, 31, 4097), head_dim=128, heads=8, kv_heads=2)
     attend = AttentionDecode(step.pool, num_query_heads=8, queries=1, limits=DecodeLimits(4, 8192))

@@ -255,6 +255,7 @@ def test_any_chunk_cut_gives_the_same_bits(steep: bool, chunk: int, portable: bo
         assert torch.equal(piece, whole[start:end])
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("portable", KERNELS, ids=lambda p: "portable" if p else "sm90")
 def test_graph_replay_and_strided_queries(portable: bool) -> None:
     batch = Batch(Layer(), MIX, seed=5)

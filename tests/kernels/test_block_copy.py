@@ -24,6 +24,7 @@ def test_copy_within_a_pool(dtype: torch.dtype) -> None:
     assert torch.equal(blocks, expected)
 
 
+@pytest.mark.sanitize
 def test_gather_and_scatter() -> None:
     blocks, order = pool(40, 3), torch.randperm(40)[:25]
     staged = torch.full_like(blocks[:25], torch.nan)
@@ -36,6 +37,7 @@ def test_gather_and_scatter() -> None:
     assert torch.equal(target, expected)
 
 
+@pytest.mark.sanitize
 def test_slices_by_head() -> None:
     whole, half = pool(12, 8), pool(9, 4)
     expected = half.clone()

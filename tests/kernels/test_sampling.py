@@ -73,6 +73,7 @@ def test_logits_that_are_not_finite_give_no_token(bad: float) -> None:
     assert tokens[1] == -1
 
 
+@pytest.mark.sanitize
 def test_penalties_bias_and_masks() -> None:
     vocabulary = 999
     logits = torch.randn(3, vocabulary, device="cuda") * 2
@@ -104,7 +105,7 @@ def test_penalties_bias_and_masks() -> None:
     assert history[1, tokens[0]] == (1 if tokens[0] not in (5, 6, 7, 8) else history[1, tokens[0]])
 
 
-@pytest.mark.parametrize("vocabulary", [999, 128256])
+@pytest.mark.parametrize("vocabulary", [pytest.param(999, marks=pytest.mark.sanitize), 128256])
 def test_bitmask_of_allowed_tokens(vocabulary: int) -> None:
     logits = torch.randn(4, vocabulary, device="cuda") * 2
     open_tokens = torch.rand(2, vocabulary, device="cuda") < 0.01
@@ -128,7 +129,7 @@ def test_bitmask_of_allowed_tokens(vocabulary: int) -> None:
     assert tokens[3] == -1
 
 
-@pytest.mark.parametrize("vocabulary", [300, 128256])
+@pytest.mark.parametrize("vocabulary", [pytest.param(300, marks=pytest.mark.sanitize), 128256])
 def test_logprobs(vocabulary: int) -> None:
     logits = torch.randn(4, vocabulary, device="cuda") * 3
     tokens = torch.randint(0, vocabulary, (4,), device="cuda", dtype=torch.int32)
