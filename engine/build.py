@@ -18,6 +18,7 @@ from engine.engine import Engine
 from engine.errors import InvalidRequestError
 from engine.events import StepEvents
 from engine.grammar.compiler import GrammarCompiler
+from engine.kv.host_tier import slots_in
 from engine.kv.layout import CacheGroup, CacheKind, KVLayout
 from engine.models.architecture import Architecture
 from engine.models.build import build_transformer
@@ -265,7 +266,8 @@ def _runner(
 
         assert isinstance(backend, CudaBackend)
         return CudaRunner(config, architecture.eos_token_ids, model, backend, pool, context_length)
-    return ModelRunner(model, backend, pool, Sampler(architecture.eos_token_ids))
+    slots = slots_in(config.swap_bytes, config.host_cache_bytes, (pool.group,))
+    return ModelRunner(model, backend, pool, Sampler(architecture.eos_token_ids), slots.total)
 
 
 @contextmanager

@@ -28,6 +28,9 @@ class EngineConfig:
         max_running: most requests in a batch.
         max_queue: most requests that wait; more are refused.
         prefix_cache: reuse blocks of equal prefixes.
+        swap_bytes: host memory for requests that decode has no room for; rounded down to whole blocks.
+            0: they are computed again.
+        host_cache_bytes: host memory for prefixes that are evicted from the pool, likewise. 0: they are lost.
         threads: CPU threads of this process; 0: the library's choice.
         graphs: replay decode steps as CUDA graphs, on cuda.
         ahead: launch a step while the one before still runs; for a backend whose launch returns
@@ -47,6 +50,8 @@ class EngineConfig:
     max_running: int = 256
     max_queue: int = 1024
     prefix_cache: bool = True
+    swap_bytes: int = 0
+    host_cache_bytes: int = 0
     threads: int = 0
     graphs: bool = True
     ahead: bool = False
@@ -62,6 +67,8 @@ class EngineConfig:
             "max_step_tokens",
             "max_chunk_tokens",
             "context_length",
+            "swap_bytes",
+            "host_cache_bytes",
             "threads",
         ):
             if getattr(self, name) < 0:

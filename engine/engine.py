@@ -17,6 +17,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineStoppedError, InvalidRequestError, QueueFullError, UnknownRequestError
 from engine.events import StepEvents
 from engine.kv.block_events import BlockJournal
+from engine.kv.host_tier import slots_in
 from engine.kv.layout import KVLayout
 from engine.loop import EngineLoop
 from engine.request import Request, RequestStatus
@@ -56,7 +57,13 @@ class Engine:
         self._config = config
         self._limits = Limits(vocab_size, context_length, layout.groups, num_blocks)
         scheduler = Scheduler(
-            config, layout.groups, num_blocks, context_length, eos_token_ids, first_block=first_block
+            config,
+            layout.groups,
+            num_blocks,
+            context_length,
+            eos_token_ids,
+            first_block=first_block,
+            host_slots=slots_in(config.swap_bytes, config.host_cache_bytes, layout.groups),
         )
         self._loop = EngineLoop(scheduler, runner, self._publish, config.ahead)
         self._on_events = on_events

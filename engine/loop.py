@@ -63,7 +63,7 @@ class EngineLoop:
         output = self.scheduler.schedule()
         # Grants and cached blocks are of use while the step runs, so they do not wait for its end.
         self.publish(output.step)
-        if output.rows:
+        if not output.is_empty:
             self._launch(output)
         elif self._launched:
             self._finish_oldest()

@@ -41,6 +41,9 @@ class EngineStats:
         preemptions: requests that lost their blocks since start.
         steps: steps since start.
         step_times: how long they took, by kind.
+        swapped: requests that are swapped out to host memory.
+        saved_blocks: blocks copied to host memory since start, of swapped requests and of prefixes.
+        loaded_blocks: blocks copied back since start.
     """
 
     num_blocks: int
@@ -57,3 +60,6 @@ class EngineStats:
     preemptions: int
     steps: int
     step_times: tuple[StepTimes, ...] = ()
+    swapped: int = 0
+    saved_blocks: int = 0
+    loaded_blocks: int = 0

@@ -48,21 +48,47 @@ class BlockCopy:
     dst: int
 
 
+class SwapOut(NamedTuple):
+    """Copy a block to a slot of host memory."""
+
+    group: int
+    block_id: int
+    slot: int
+
+
+class SwapIn(NamedTuple):
+    """Copy a slot of host memory to a block."""
+
+    group: int
+    slot: int
+    block_id: int
+
+
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """What one step runs.
+    """What one step runs: swap_outs, then swap_ins, then copies, then rows. Any of them may be empty.
 
     Attributes:
         step: number, growing.
         rows: rows with one token first (decode), then chunks; no request twice.
-        copies: done before the rows run, one after the other (a later one may reuse an earlier source).
+        copies: done before the rows run, one after the other.
         finished_request_ids: requests that ended since the last step; the runner drops its state of them.
+        swap_outs: read what all steps before have written. Until this step is over nobody writes their
+            blocks, so they may run beside the rows.
+        swap_ins: must be done before copies and rows. Until this step is over nobody writes their slots.
     """
 
     step: int
     rows: tuple[ScheduledRow, ...]
     copies: tuple[BlockCopy, ...] = ()
     finished_request_ids: tuple[str, ...] = ()
+    swap_outs: tuple[SwapOut, ...] = ()
+    swap_ins: tuple[SwapIn, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to launch."""
+        return not (self.rows or self.swap_outs or self.swap_ins)
 
     @property
     def num_tokens(self) -> int:
@@ -115,7 +141,7 @@ class Runner(Protocol):
     """Runs steps; lives on the engine thread."""
 
     def launch(self, output: SchedulerOutput) -> PendingStep:
-        """Start one step. Modifies the KV of the scheduled slots and nothing else.
+        """Start one step. Modifies the scheduled slots of the KV, and the blocks and host slots copied to.
 
         If it raises, nothing of the step runs any more: its blocks are given to others next.
         """

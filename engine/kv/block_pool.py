@@ -13,6 +13,7 @@ and such writes do not wait for this device's queue of steps.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from engine.errors import OutOfBlocksError
 from engine.kv.block_events import BlockJournal
@@ -24,16 +25,27 @@ class BlockPool:
     Args:
         journal: is told which hashes the cache gains and loses.
         first_block: id of the first of them; those before are other workers'.
+        below: caches what this pool evicts, if there is such a tier.
     """
 
-    def __init__(self, num_blocks: int, journal: BlockJournal | None = None, *, first_block: int = 0) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        journal: BlockJournal | None = None,
+        *,
+        first_block: int = 0,
+        below: BlockPool | None = None,
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_ids = range(first_block, first_block + num_blocks)
         self._journal = journal
         self._refs = [0] * self.block_ids.stop
         self._hashes: list[bytes | None] = [None] * self.block_ids.stop
         self._blank = list(reversed(self.block_ids))
-        # A dict keeps insertion order: the first key is the least recently released.
+        # A dict keeps insertion order: the first key is the least recently released. Clean blocks are
+        # cached in the tier below as well, so they go first.
+        self._below = below
+        self._clean: dict[int, None] = {}
         self._evictable: dict[int, None] = {}
         self._cached: dict[bytes, int] = {}
         # The newest step under way, 0: none; and the newest that is over.
@@ -49,7 +61,12 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that can be had now, cached ones included."""
-        return len(self._blank) + len(self._evictable)
+        return len(self._blank) + len(self._clean) + len(self._evictable)
+
+    @property
+    def num_lossless(self) -> int:
+        """Free blocks with which nothing is lost: blank ones, and those cached in the tier below too."""
+        return len(self._blank) + len(self._clean)
 
     @property
     def num_retiring(self) -> int:
@@ -90,7 +107,11 @@ class BlockPool:
 
     def is_free(self, block_id: int) -> bool:
         """Whether the block counts in `num_free`; that of a cached block, for which it is asked."""
-        return block_id in self._evictable
+        return block_id in self._clean or block_id in self._evictable
+
+    def is_clean(self, block_id: int) -> bool:
+        """Whether the block counts in `num_lossless`; that of a cached block, for which it is asked."""
+        return block_id in self._clean
 
     def allocate(self, count: int) -> list[int]:
         """Take free blocks, each with ref count 1; evicts cached ones if it must.
@@ -104,8 +125,9 @@ class BlockPool:
 
     def share(self, block_id: int) -> None:
         """Hold a used block once more, or take a cached one back that nobody holds."""
-        if self._refs[block_id] == 0 and self._retiring.pop(block_id, None) is None:
-            del self._evictable[block_id]
+        if self._refs[block_id] == 0:
+            places = (self._retiring, self._clean, self._evictable)
+            del next(place for place in places if block_id in place)[block_id]
         self._refs[block_id] += 1
 
     def release(self, block_id: int) -> None:
@@ -140,24 +162,56 @@ class BlockPool:
             if self._journal is not None:
                 self._journal.stored(block_hash)
 
+    def unregister(self, block_id: int) -> None:
+        """Take a block out of the cache: it does not hold what its hash says."""
+        block_hash = self._hashes[block_id]
+        if block_hash is None:
+            return
+        self._uncache(block_id, block_hash)
+        for place in (self._clean, self._evictable):
+            if block_id in place:
+                del place[block_id]
+                self._blank.append(block_id)
+
+    def clean(self, count: int, step: int) -> list[tuple[int, bytes]]:
+        """Return up to `count` blocks that are lost next, with their hashes; a step is to copy them.
+
+        They are out of reach until it is over.
+        """
+        cleaned = []
+        for block_id in tuple(islice(self._evictable, count)):
+            block_hash = self._hashes[block_id]
+            assert block_hash is not None
+            del self._evictable[block_id]
+            self._retiring[block_id] = step
+            cleaned.append((block_id, block_hash))
+        return cleaned
+
     def _free(self, block_id: int) -> None:
-        if self._hashes[block_id] is None:
+        block_hash = self._hashes[block_id]
+        if block_hash is None:
             self._blank.append(block_id)
+        elif self._below is not None and self._below.lookup(block_hash) is not None:
+            self._clean[block_id] = None
         else:
             self._evictable[block_id] = None
+
+    def _uncache(self, block_id: int, block_hash: bytes) -> None:
+        del self._cached[block_hash]
+        self._hashes[block_id] = None
+        if self._journal is not None:
+            self._journal.evicted(block_hash)
 
     def _take(self) -> int:
         if self._blank:
             block_id = self._blank.pop()
         else:
-            block_id = next(iter(self._evictable))
-            del self._evictable[block_id]
+            place = self._clean or self._evictable
+            block_id = next(iter(place))
+            del place[block_id]
             block_hash = self._hashes[block_id]
             assert block_hash is not None
-            del self._cached[block_hash]
-            self._hashes[block_id] = None
-            if self._journal is not None:
-                self._journal.evicted(block_hash)
+            self._uncache(block_id, block_hash)
         assert self._refs[block_id] == 0, f"block {block_id} is free and held"
         assert self._written_in[block_id] <= self._over, (
             f"block {block_id} is given away while step {self._written_in[block_id]} writes it"
@@ -170,7 +224,8 @@ class BlockPool:
 
         A block that a step under way writes is not free.
         """
-        blank, evictable = set(self._blank), set(self._evictable)
+        blank, evictable = set(self._blank), set(self._evictable) | set(self._clean)
+        assert len(evictable) == len(self._evictable) + len(self._clean), "a block is clean and not"
         assert len(blank) == len(self._blank), "a blank block is listed twice"
         assert not blank & evictable, "a block is blank and cached"
         free = blank | evictable

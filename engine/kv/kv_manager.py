@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import OutOfBlocksError
-from engine.kv.block_events import BlockJournal
 from engine.kv.block_pool import BlockPool
+from engine.kv.host_tier import NO_HOST_SLOTS, HostSlots, HostTier, TierJournal
 from engine.kv.layout import CacheGroup, CacheKind
+from engine.kv.prefixes import Prefixes, Source
 from engine.request import Request
-from engine.step import BlockCopy, ScheduledRow
-from kvhash.chain import HashChain
+from engine.step import BlockCopy, ScheduledRow, SwapIn, SwapOut
 
 _BLOCKWISE = frozenset({CacheKind.ATTENTION, CacheKind.LATENT})
 
@@ -52,23 +52,30 @@ class KVManager:
         prefix_cache: bool = True,
         *,
         first_block: int = 0,
+        host_slots: HostSlots = NO_HOST_SLOTS,
     ) -> None:
         unsupported = [group.name for group in groups if group.kind not in _BLOCKWISE]
         if unsupported:
             raise NotImplementedError(f"cache groups {unsupported} are not made of blocks of tokens")
         self._groups = groups
         # Only the first group is told of: a prefix is cached in all groups or of no use.
-        self.journal = BlockJournal(num_blocks)
+        self.journal = TierJournal(num_blocks + host_slots.cache)
+        self._host = HostTier(len(groups), host_slots, self.journal)
         self._pools = tuple(
-            BlockPool(num_blocks, None if index else self.journal, first_block=first_block)
-            for index in range(len(groups))
+            BlockPool(num_blocks, None if index else self.journal, first_block=first_block, below=cache)
+            for index, cache in enumerate(self._host.caches)
         )
+        # With a cache on the host: blocks of each group that should be there to be had without loss.
+        self._reserve = max(1, num_blocks // 8)
+        self._wanted_lossless = self._reserve
+        # (Group, block) that a step under way loads from the host -> that step.
+        self._arriving: dict[tuple[int, int], int] = {}
         self._prefix_cache = prefix_cache
+        self._prefixes = Prefixes(groups, self._pools, self._host.caches, prefix_cache)
         self._step = 0
         self._tables: dict[str, _Table] = {}
-        self._chains: dict[str, list[HashChain]] = {}
         self.num_blocks = num_blocks * len(groups)
-        self.unit = math.lcm(*(group.block_size for group in groups))
+        self.unit = self._prefixes.unit
         self.hash_unit = math.gcd(*(group.block_size for group in groups))
 
     @property
@@ -76,12 +83,19 @@ class KVManager:
         """Blocks that no table holds, over all groups; those that retire included."""
         return sum(pool.num_free + pool.num_retiring for pool in self._pools)
 
-    def begin_step(self, step: int, rows: Sequence[ScheduledRow]) -> None:
-        """A step of these rows goes to the device; `copies` of `grow` before it belong to it."""
+    def begin_step(
+        self, step: int, rows: Sequence[ScheduledRow]
+    ) -> tuple[tuple[SwapOut, ...], tuple[SwapIn, ...]]:
+        """A step of these rows goes to the device; what `grow`, `swap_out` and `admit` made belongs to it.
+
+        Returns:
+            copies to the host and back, which the step makes before anything else.
+        """
         self._step = step
+        outs, ins = self._host.begin_step(step)
         for index, (group, pool) in enumerate(zip(self._groups, self._pools, strict=True)):
             size = group.block_size
-            written: list[int] = []
+            written = [swap.block_id for swap in ins if swap.group == index]
             for row in rows:
                 if row.request.given is not None:
                     continue
@@ -92,11 +106,40 @@ class KVManager:
                     end = (row.start + row.num_tokens - 1) // size + 1
                     written += row.request.block_ids[index][first:end]
             pool.begin_step(step, written)
+        return outs, ins
 
     def end_step(self, step: int) -> None:
         """A step is over, and so are all before it."""
+        # First the host: what it holds decides where freed blocks belong.
+        self._host.end_step(step)
         for pool in self._pools:
             pool.end_step(step)
+        if self._arriving:
+            self._arriving = {block: until for block, until in self._arriving.items() if until > step}
+
+    def abandon_step(self, step: int) -> list[Request]:
+        """A step failed; `end_step` follows.
+
+        Returns:
+            requests whose blocks do not hold what a step was to load.
+        """
+        spoilt = self._host.abandon_step(step)
+        for (group, block_id), until in self._arriving.items():
+            if until >= step:
+                self._pools[group].unregister(block_id)
+        return spoilt
+
+    @property
+    def admission_waits(self) -> bool:
+        """Whether a request waits since the last `write_back` for prefixes to be saved."""
+        return self._wanted_lossless > self._reserve
+
+    def write_back(self) -> None:
+        """Let the next step save prefixes that are to be evicted soon."""
+        for group, (pool, cache) in enumerate(zip(self._pools, self._host.caches, strict=True)):
+            if cache.num_blocks:
+                self._host.write_back(group, pool, self._wanted_lossless, self._step + 1)
+        self._wanted_lossless = self._reserve
 
     def fits(self, num_slots: int) -> bool:
         """Whether a request of so many tokens fits an empty pool."""
@@ -122,27 +165,91 @@ class KVManager:
             request.block_ids = [list(ids) for ids in request.given.block_ids]
             request.num_computed_tokens = request.given.num_computed_tokens
             return
-        end = self._cached_until(request, 0, request.num_tokens - leave)
-        hits = [self._cached_blocks(request, group, 0, end) for group in range(len(self._groups))]
+        saved = self._host.saved(request)
+        if saved is None:
+            end = self._prefixes.cached_until(request, 0, request.num_tokens - leave, host=True)
+        else:
+            end = saved.num_tokens
+        sources = [self._prefixes.sources(request, index, end, saved) for index in range(len(self._groups))]
         needs = []
-        for group, pool, cached in zip(self._groups, self._pools, hits, strict=True):
-            need = group.num_blocks_for(num_slots) - len(cached)
-            revived = sum(pool.is_free(block_id) for block_id in cached)
+        for index, (group, pool, found) in enumerate(zip(self._groups, self._pools, sources, strict=True)):
+            hits = [source.block_id for source in found if source.block_id is not None]
+            need = group.num_blocks_for(num_slots) - len(hits)
+            revived = sum(pool.is_free(block_id) for block_id in hits)
             if need + revived + spare > pool.num_free:
                 raise OutOfBlocksError(
                     f"{need + revived} KV blocks and {spare} spare wanted, "
                     f"{pool.num_free} of {pool.num_blocks} free"
                 )
+            if self._host.caches[index].num_blocks:
+                lossless = need + sum(pool.is_clean(block_id) for block_id in hits)
+                if lossless > pool.num_lossless:
+                    self._wanted_lossless = max(self._wanted_lossless, lossless)
+                    raise OutOfBlocksError(f"{lossless} KV blocks wanted, and prefixes must be saved first")
             needs.append(need)
-        block_ids = []
-        for pool, cached, need in zip(self._pools, hits, needs, strict=True):
-            # Pin before allocating, or the allocation might evict what was just found.
-            for block_id in cached:
-                pool.share(block_id)
-            block_ids.append(cached + pool.allocate(need))
-        self._tables[request.request_id] = _Table(block_ids, [len(cached) for cached in hits])
+        block_ids = [
+            self._fill_table(request, index, found, need)
+            for index, (found, need) in enumerate(zip(sources, needs, strict=True))
+        ]
+        self._host.discard(request.request_id)
+        self._tables[request.request_id] = _Table(block_ids, [0] * len(block_ids))
         request.block_ids = block_ids
         request.num_computed_tokens = end
+
+    def _fill_table(self, request: Request, index: int, found: list[Source], need: int) -> list[int]:
+        """Take the blocks of a request; those that the host has are loaded by the next step."""
+        pool = self._pools[index]
+        # Pin before allocating, or the allocation might evict what was just found.
+        for source in found:
+            if source.block_id is not None:
+                pool.share(source.block_id)
+        new = pool.allocate(need)
+        blank = iter(new)
+        table = [next(blank) if source.block_id is None else source.block_id for source in found]
+        loads = [
+            (source.slot, block_id)
+            for source, block_id in zip(found, table, strict=True)
+            if source.block_id is None and source.slot is not None
+        ]
+        if loads:
+            slots, block_ids = zip(*loads, strict=True)
+            self._host.load(request, index, slots, block_ids, self._step + 1)
+            self._arriving.update(((index, block_id), self._step + 1) for block_id in block_ids)
+        return table + list(blank)
+
+    def num_ready_tokens(self, request: Request) -> int:
+        """Leading computed tokens that are in their blocks already: no step under way brings them."""
+        ready = request.num_computed_tokens
+        if self._arriving:
+            for index, (group, ids) in enumerate(zip(self._groups, request.block_ids, strict=True)):
+                for position, block_id in enumerate(ids[: group.num_blocks_for(ready)]):
+                    if (index, block_id) in self._arriving:
+                        ready = min(ready, position * group.block_size)
+                        break
+        return ready
+
+    @property
+    def host(self) -> HostTier:
+        """The tier behind the pools."""
+        return self._host
+
+    def swap_out(self, request: Request) -> bool:
+        """Let the next step save a request's blocks to the host, and free them.
+
+        Returns:
+            False: the host has no room, and nothing happened.
+        """
+        held = [
+            ids[: group.num_blocks_for(request.num_computed_tokens)]
+            for group, ids in zip(self._groups, request.block_ids, strict=True)
+        ]
+        if request.num_computed_tokens == 0 or not self._host.save(request, held):
+            return False
+        for pool, ids in zip(self._pools, held, strict=True):
+            for block_id in ids:
+                pool.pin(block_id, self._step + 1)
+        self.free(request)
+        return True
 
     def adopt(self, request: Request, leave: int) -> int:
         """Replace blocks that are still to be computed by cached ones that appeared since admission.
@@ -155,13 +262,13 @@ class KVManager:
         start = request.num_computed_tokens
         if start % self.unit or request.given is not None:
             return 0
-        end = self._cached_until(request, start, request.num_tokens - leave)
+        end = self._prefixes.cached_until(request, start, request.num_tokens - leave, host=False)
         if end == start:
             return 0
         table = self._tables[request.request_id]
         for index, pool in enumerate(self._pools):
             first = start // self._groups[index].block_size
-            for offset, block_id in enumerate(self._cached_blocks(request, index, start, end)):
+            for offset, block_id in enumerate(self._prefixes.cached_blocks(request, index, start, end)):
                 pool.share(block_id)
                 pool.release(table.block_ids[index][first + offset])
                 table.block_ids[index][first + offset] = block_id
@@ -231,7 +338,7 @@ class KVManager:
                 block_id = table.block_ids[index][position]
                 # Adopted and inherited blocks are cached already.
                 if not pool.is_cached(block_id):
-                    pool.register(block_id, self._chain(request, index).get(request.token_ids, position))
+                    pool.register(block_id, self._prefixes.block_hash(request, index, position))
             table.num_registered[index] = max(table.num_registered[index], num_full)
 
     def fork(self, parent: Request, child: Request) -> None:
@@ -259,38 +366,9 @@ class KVManager:
         request.num_computed_tokens = request.num_writable_slots = 0
 
     def forget(self, request: Request) -> None:
-        """Drop the hashes of a request that has ended."""
-        self._chains.pop(request.request_id, None)
-
-    def _cached_until(self, request: Request, start: int, limit: int) -> int:
-        """Return where, at most at `limit`, the tokens cached in all groups from `start` end."""
-        end = limit - limit % self.unit
-        # A token whose log-probability is wanted has to be computed.
-        if not self._prefix_cache or request.sampling.prompt_logprobs is not None:
-            return start
-        for index, group in enumerate(self._groups):
-            chain, pool = self._chain(request, index), self._pools[index]
-            for position in range(start // group.block_size, end // group.block_size):
-                if pool.lookup(chain.get(request.token_ids, position)) is None:
-                    end = position * group.block_size
-                    break
-        return max(start, end - end % self.unit)
-
-    def _cached_blocks(self, request: Request, index: int, start: int, end: int) -> list[int]:
-        """Return the cached blocks of tokens[start:end], which `_cached_until` found."""
-        chain, pool, size = self._chain(request, index), self._pools[index], self._groups[index].block_size
-        found = [
-            pool.lookup(chain.get(request.token_ids, position))
-            for position in range(start // size, end // size)
-        ]
-        return [block_id for block_id in found if block_id is not None]
-
-    def _chain(self, request: Request, index: int) -> HashChain:
-        chains = self._chains.get(request.request_id)
-        if chains is None:
-            chains = [HashChain(request.cache_salt, group.block_size) for group in self._groups]
-            self._chains[request.request_id] = chains
-        return chains[index]
+        """Drop the hashes of a request that has ended, and what the host has saved of it."""
+        self._prefixes.forget(request)
+        self._host.discard(request.request_id)
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every ref count equals the number of tables that hold the block."""
@@ -302,6 +380,8 @@ class KVManager:
                     f"block {block_id} has ref count {pool.ref_count(block_id)}, "
                     f"{held[block_id]} tables hold it"
                 )
+        self._host.check_invariants()
         for request_id, table in self._tables.items():
+            assert request_id not in self._host.saved_ids, f"{request_id} has blocks and is swapped out"
             for ids in table.block_ids:
                 assert len(set(ids)) == len(ids), f"{request_id} holds a block twice"

@@ -14,6 +14,7 @@ from engine.backends.batch import IntArray
 from engine.models.transformer import Transformer
 from engine.request import Request
 from engine.runner.batch import batch_metadata, sample_rows, token_ids
+from engine.runner.block_store import PlainBlockStore, move_blocks
 from engine.runner.prompt_logprobs import foretelling_rows, is_wanted, prompt_logprobs
 from engine.step import BlockCopy, Logprobs, SampledToken, SchedulerOutput, StepResult
 
@@ -44,17 +45,31 @@ class DoneStep:
 class ModelRunner:
     """One model over its pools; lives on the engine thread."""
 
-    def __init__(self, model: Transformer, backend: Backend, pool: KVPool, sampler: RowSampler) -> None:
-        """`pool` belongs to cache group 0, the only one that this family has."""
+    def __init__(
+        self,
+        model: Transformer,
+        backend: Backend,
+        pool: KVPool,
+        sampler: RowSampler,
+        num_host_slots: int = 0,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            pool: of cache group 0, the only one that this family has.
+            num_host_slots: blocks that can be copied to the host.
+        """
         self._model = model
         self._backend = backend
         self._pool = pool
         self._sampler = sampler
+        self._store = PlainBlockStore(pool, num_host_slots)
 
     @torch.inference_mode()
     def launch(self, output: SchedulerOutput) -> DoneStep:
         """Run one step. Modifies the KV of the copied blocks and of the scheduled slots, nothing else."""
         self._sampler.forget(output.finished_request_ids)
+        move_blocks(output, self._store)
         self._copy(output.copies)
         rows = output.rows
         if not rows:

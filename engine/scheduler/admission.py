@@ -54,7 +54,7 @@ class Admission:
                 continue
             admitted.append(request)
             if request.hold_blocks:
-                self._outbox.events += self._filled.advance(request, request.num_computed_tokens)
+                self._outbox.events += self._filled.advance(request, self._kv.num_ready_tokens(request))
         return admitted
 
     def adopt(self, request: Request) -> None:
@@ -65,7 +65,7 @@ class Admission:
             self._counters.prefix_hit_tokens += gained
         # What a step under way computes is not final yet; commit reports it, and this after it.
         if gained and request.hold_blocks and request.num_rows_under_way == 0:
-            self._outbox.events += self._filled.advance(request, request.num_computed_tokens)
+            self._outbox.events += self._filled.advance(request, self._kv.num_ready_tokens(request))
 
     def is_withdrawn(self, request: Request) -> bool:
         """End a request whose given blocks may not be written any more."""

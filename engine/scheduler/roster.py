@@ -82,9 +82,10 @@ class Roster:
         self.running.add(request)
 
     def preempt(self, request: Request) -> None:
-        """Take a running request's blocks; it queues up where it once stood."""
+        """Take a running request's blocks, to the host if there is room; it queues up where it once stood."""
         self.running.remove(request)
-        self._kv.free(request)
+        if not self._kv.swap_out(request):
+            self._kv.free(request)
         request.status = RequestStatus.WAITING
         request.num_preemptions += 1
         self.queue.add(request)

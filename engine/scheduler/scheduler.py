@@ -4,7 +4,7 @@ There are no phases: each step runs tokens[num_computed : num_computed + n] of s
 requests, and a request that reaches the end of its tokens is sampled.
 
     schedule()  1 decode rows, one token each, most urgent first; when blocks run out
-                  the least urgent request is preempted (recomputed later)
+                  the least urgent request is preempted (swapped to the host, or recomputed later)
                 2 admission from one queue by priority, then arrival. The head blocks
                   those behind it, so nobody starves. Requests to compute and requests
                   for a reservation stand in the same queue
@@ -32,6 +32,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineError, OutOfBlocksError, QueueFullError
 from engine.events import Event, TokenSampled
 from engine.kv.block_events import BlockJournal
+from engine.kv.host_tier import NO_HOST_SLOTS, HostSlots
 from engine.kv.kv_manager import KVManager
 from engine.kv.layout import CacheGroup
 from engine.request import Request, RequestStatus
@@ -66,9 +67,12 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         *,
         first_block: int = 0,
+        host_slots: HostSlots = NO_HOST_SLOTS,
     ) -> None:
         self._config = config
-        self._kv = KVManager(groups, num_blocks, config.prefix_cache, first_block=first_block)
+        self._kv = KVManager(
+            groups, num_blocks, config.prefix_cache, first_block=first_block, host_slots=host_slots
+        )
         self._context_length = context_length
         self._eos_token_ids = eos_token_ids
         self._filled = FilledBlocks(groups)
@@ -165,9 +169,9 @@ class Scheduler:
     # A step.
 
     def schedule(self) -> SchedulerOutput:
-        """Choose what the next step runs; grants reservations too. The rows may be empty.
+        """Choose what the next step runs; grants reservations too.
 
-        Steps with rows are launched and committed (or abandoned) in order; at most one is
+        Steps that are not empty are launched and committed (or abandoned) in order; at most one is
         under way when the next one is scheduled.
         """
         self._step += 1
@@ -175,11 +179,15 @@ class Scheduler:
         rows, prompts = self._schedule_decode(copies)
         prompts += self._admission.admit()
         rows += self._schedule_chunks(prompts, self._config.max_step_tokens - len(rows))
-        if not rows:
+        if rows or self._kv.admission_waits:
+            self._kv.write_back()
+        if not rows and not self._kv.host.has_moves:
             return SchedulerOutput(self._step, ())
         self._clock.begin(self._step, rows)
-        self._kv.begin_step(self._step, rows)
-        output = SchedulerOutput(self._step, tuple(rows), tuple(copies), self._outbox.take_dropped())
+        outs, ins = self._kv.begin_step(self._step, rows)
+        output = SchedulerOutput(
+            self._step, tuple(rows), tuple(copies), self._outbox.take_dropped(), outs, ins
+        )
         self._under_way[self._step] = output
         return output
 
@@ -226,12 +234,13 @@ class Scheduler:
     def abandon(self, output: SchedulerOutput, error: EngineError) -> None:
         """Fail the requests of a step that the runner did not finish."""
         self._clock.drop(output.step)
+        spoilt = self._kv.abandon_step(output.step)
         self._land(output)
         requests = self._roster.requests
-        for row in output.rows:
+        for request in [row.request for row in output.rows] + spoilt:
             # Another request may have the id by now.
-            if requests.get(row.request.request_id) is row.request:
-                self.fail(row.request.request_id, error)
+            if requests.get(request.request_id) is request:
+                self.fail(request.request_id, error)
         # The runner may not have got so far as to drop these.
         self._outbox.dropped_ids += [i for i in output.finished_request_ids if i not in requests]
 
@@ -355,6 +364,9 @@ class Scheduler:
             preemptions=self._counters.preemptions,
             steps=self._step,
             step_times=self._clock.times(),
+            swapped=len(self._kv.host.saved_ids),
+            saved_blocks=self._kv.host.num_saved_blocks,
+            loaded_blocks=self._kv.host.num_loaded_blocks,
         )
 
     def check_invariants(self) -> None:

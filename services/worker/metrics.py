@@ -24,6 +24,7 @@ Direction = Literal["sent", "received"]
 _GAUGES = (
     ("baton_num_requests_running", "Requests in the batch.", "running"),
     ("baton_num_requests_waiting", "Requests in the engine's queue.", "waiting"),
+    ("baton_num_requests_swapped", "Requests in host memory, for lack of blocks.", "swapped"),
     ("baton_num_requests_reserved", "Reservations whose KV is on its way.", "reserved"),
     ("baton_kv_blocks", "KV blocks of the pool.", "num_blocks"),
     ("baton_kv_blocks_used", "KV blocks that requests, reservations or transfers hold.", "used_blocks"),
@@ -35,6 +36,8 @@ _COUNTERS = (
     ("baton_prefix_cache_queries", "Tokens looked up in the prefix cache.", "prefix_query_tokens"),
     ("baton_prefix_cache_hits", "Tokens found in the prefix cache.", "prefix_hit_tokens"),
     ("baton_num_preemptions", "Requests stopped for lack of blocks.", "preemptions"),
+    ("baton_host_blocks_saved", "KV blocks copied to host memory.", "saved_blocks"),
+    ("baton_host_blocks_loaded", "KV blocks copied back from host memory.", "loaded_blocks"),
     ("baton_engine_steps", "Steps of the engine.", "steps"),
 )
 

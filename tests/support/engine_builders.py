@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.config import EngineConfig
+from engine.kv.host_tier import NO_HOST_SLOTS, HostSlots
 from engine.kv.layout import CacheGroup, CacheKind, KVLayout
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -46,9 +47,12 @@ def create_scheduler(
     block_sizes: Sequence[int] = (4,),
     config: EngineConfig | None = None,
     context_length: int = CONTEXT_LENGTH,
+    host_slots: HostSlots = NO_HOST_SLOTS,
 ) -> Scheduler:
     groups = tuple(create_group(size, f"group{index}") for index, size in enumerate(block_sizes))
-    return Scheduler(config or create_config(), groups, num_blocks, context_length, EOS)
+    return Scheduler(
+        config or create_config(), groups, num_blocks, context_length, EOS, host_slots=host_slots
+    )
 
 
 _arrivals = iter(range(1, 1 << 62))

@@ -16,7 +16,7 @@ from engine.events import (
 from engine.loop import EngineLoop
 from engine.request import FinishReason, Request, RequestStatus
 from engine.scheduler.scheduler import Scheduler
-from tests.support.verifying_runner import VerifyingRunner, fingerprints
+from tests.support.verifying_runner import POISON, VerifyingRunner, fingerprints
 
 
 class EngineDriver:
@@ -74,8 +74,12 @@ class EngineDriver:
         raise AssertionError(f"still busy after {max_steps} steps")
 
     def poison_free_blocks(self) -> None:
-        for group, pool in enumerate(self.scheduler._kv._pools):
+        kv = self.scheduler._kv
+        for group, pool in enumerate(kv._pools):
             self.runner.poison(group, pool._blank)
+        for group, pools in enumerate(zip(kv.host._swap, kv.host.caches, strict=True)):
+            for pool in pools:
+                self.runner.slots[group][pool._blank] = POISON
 
     def _publish(self, events: StepEvents, ended: Sequence[str]) -> None:
         for event in events.events:

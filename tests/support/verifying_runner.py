@@ -18,7 +18,7 @@ import torch
 
 from engine.request import Request, RequestStatus
 from engine.sampler.sampler import Sampler
-from engine.step import PendingStep, SampledToken, ScheduledRow, SchedulerOutput, StepResult
+from engine.step import PendingStep, SampledToken, ScheduledRow, SchedulerOutput, StepResult, SwapOut
 from tests.support.engine_builders import EOS, VOCAB_SIZE
 
 POISON = -1
@@ -123,8 +123,10 @@ class VerifyingRunner:
         block_sizes: Sequence[int] = (4,),
         sampler: Sampler | None = None,
         late: bool = False,
+        num_host_slots: int = 0,
     ) -> None:
         self.store = [np.full((num_blocks, size), POISON, dtype=np.int64) for size in block_sizes]
+        self.slots = [np.full((num_host_slots, size), POISON, dtype=np.int64) for size in block_sizes]
         self.fail_steps = 0
         self.fail_waits = 0
         self.num_tokens_run: dict[str, int] = {}
@@ -162,6 +164,8 @@ class VerifyingRunner:
         for step in self._under_way:
             touched = {copy.src for copy in step.output.copies if copy.group == group}
             touched |= {copy.dst for copy in step.output.copies if copy.group == group}
+            touched |= {out.block_id for out in step.output.swap_outs if out.group == group}
+            touched |= {swap.block_id for swap in step.output.swap_ins if swap.group == group}
             for row in step.rows:
                 touched.update(row.tables[group])
             assert not touched & set(block_ids), "a granted block is touched by a step under way"
@@ -175,9 +179,16 @@ class VerifyingRunner:
         output = step.output
         if self._sampler is not None:
             self._sampler.forget(output.finished_request_ids)
+        if not self._late:
+            self.save(output.swap_outs)
+        for group, slot, block_id in output.swap_ins:
+            self.store[group][block_id] = self.slots[group][slot]
         for copy in output.copies:
             self.store[copy.group][copy.dst] = self.store[copy.group][copy.src]
         values = {row.request.request_id: self._run_row(row) for row in step.rows}
+        if self._late:
+            # They may be made beside the rows: as late as may be.
+            self.save(output.swap_outs)
         drawn = self._sample([row for row in step.rows if row.sample], values)
         self._drawn = {request_id: token.token_id for request_id, token in drawn.items()}
         return StepResult(drawn)
@@ -202,6 +213,10 @@ class VerifyingRunner:
             assert len(ids) * size >= end, "a row without a block"
         known = request.token_ids[:end]
         return LaunchedRow(request, row.start, row.num_tokens, row.sample, row.pending, known, tables)
+
+    def save(self, outs: Sequence[SwapOut]) -> None:
+        for group, block_id, slot in outs:
+            self.slots[group][slot] = self.store[group][block_id]
 
     def fill(self, request: Request, block_ids: Sequence[Sequence[int]], start: int) -> None:
         """Write the KV of tokens[start:], as another worker would."""

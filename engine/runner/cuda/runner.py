@@ -17,8 +17,11 @@ from engine.backends.cuda.backend import CudaBackend
 from engine.backends.cuda.step import CudaStep
 from engine.backends.cuda.step_inputs import ROW, DeviceState, StepBuffers
 from engine.config import EngineConfig
+from engine.kv.host_tier import slots_in
 from engine.models.transformer import Transformer
+from engine.runner.block_store import move_blocks
 from engine.runner.cuda.batch import Batch, build_batch
+from engine.runner.cuda.block_store import PinnedBlockStore
 from engine.runner.cuda.graphs import DecodeGraphs, ladder
 from engine.runner.cuda.pending import CudaPendingStep
 from engine.runner.cuda.sampler import DeviceSampler, Drawn
@@ -50,6 +53,8 @@ class CudaRunner:
         max_tokens = max(config.max_step_tokens, max_rows)
         max_blocks = -(-(context_length + 1) // pool.group.block_size)
         self._model, self._backend, self._pool = model, backend, pool
+        host_slots = slots_in(config.swap_bytes, config.host_cache_bytes, (pool.group,))
+        self._store = PinnedBlockStore(pool, host_slots.total)
         self._slots = Slots(max_rows, max_blocks)
         self._sampler = DeviceSampler(max_rows, vocab_size, eos_token_ids, device)
         self._state = DeviceState(max_rows, max_blocks, pool.group.block_size, device)
@@ -70,10 +75,13 @@ class CudaRunner:
         """Start one step. Modifies the KV of the copied blocks and of the scheduled slots, nothing else."""
         with torch.cuda.stream(self._stream):
             self._slots.forget(output.finished_request_ids)
+            move_blocks(output, self._store)
             self._copy(output.copies)
             if not output.rows:
+                self._store.join()
                 return CudaPendingStep((), None)
             batch, drawn = self._launch(output.rows)
+            self._store.join()
             return CudaPendingStep(batch.sampled, drawn)
 
     def _launch(self, rows: Sequence[ScheduledRow]) -> tuple[Batch, Drawn | None]:

@@ -21,13 +21,15 @@ from hypothesis.stateful import (
 )
 
 from engine.errors import OutOfBlocksError
+from engine.kv.host_tier import HostSlots
 from engine.kv.kv_manager import KVManager
 from engine.request import Request
 from engine.step import ScheduledRow
 from tests.support.engine_builders import create_group, create_request
-from tests.support.verifying_runner import VerifyingRunner, fingerprints
+from tests.support.verifying_runner import POISON, VerifyingRunner, fingerprints
 
 NUM_BLOCKS = 12
+HOST_SLOTS = HostSlots(swap=9, cache=6)
 BLOCK_SIZES = (2, 4)
 MAX_UNDER_WAY = 2
 # Few different tokens and salts, so that prefixes are often equal.
@@ -41,10 +43,12 @@ class KVMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         groups = tuple(create_group(size, f"group{size}") for size in BLOCK_SIZES)
-        self.kv = KVManager(groups, NUM_BLOCKS)
-        self.memory = VerifyingRunner(NUM_BLOCKS, BLOCK_SIZES)
+        self.kv = KVManager(groups, NUM_BLOCKS, host_slots=HOST_SLOTS)
+        self.memory = VerifyingRunner(NUM_BLOCKS, BLOCK_SIZES, num_host_slots=HOST_SLOTS.total)
         self.live: list[Request] = []
+        self.preempted: list[Request] = []
         self.step = self.over = 0
+        self.saved: dict[str, int] = {}
         self.under_way: deque[tuple[int, Callable[[], None]]] = deque()
         # Of each request: the step after which so many tokens are there, in order.
         self.computed: dict[str, list[tuple[int, int]]] = {}
@@ -74,8 +78,70 @@ class KVMachine(RuleBasedStateMachine):
             return multiple()
         assert request.num_computed_tokens <= request.num_tokens - leave
         self.live.append(request)
-        self.computed[request.request_id] = [(0, request.num_computed_tokens)]
+        self.computed[request.request_id] = [
+            (0, self.kv.num_ready_tokens(request)),
+            (self.step + 1, request.num_computed_tokens),
+        ]
+        self._launch_moves()
         return request
+
+    @rule(request=consumes(requests))
+    def preempt(self, request: Request) -> None:
+        computed = request.num_computed_tokens
+        if self.kv.swap_out(request):
+            self.saved[request.request_id] = computed
+        else:
+            self.kv.free(request)
+        assert not request.block_ids
+        self.live.remove(request)
+        self.preempted.append(request)
+        self._launch_moves()
+
+    @precondition(lambda self: self.preempted)
+    @rule(target=requests, index=st.integers(0, NUM_BLOCKS))
+    def come_back(self, index: int):
+        request = self.preempted[index % len(self.preempted)]
+        if request.num_tokens == self.saved.get(request.request_id):
+            request.token_ids.append(request.num_tokens % 2)
+        admitted = self._admit(request, leave=1)
+        if admitted is request:
+            self.preempted.remove(request)
+            saved = self.saved.pop(request.request_id, 0)
+            assert request.num_computed_tokens >= saved
+        return admitted
+
+    @precondition(lambda self: self.preempted)
+    @rule(index=st.integers(0, NUM_BLOCKS))
+    def give_up(self, index: int) -> None:
+        request = self.preempted.pop(index % len(self.preempted))
+        self.saved.pop(request.request_id, None)
+        self.kv.forget(request)
+
+    @rule()
+    def write_back(self) -> None:
+        """A step without rows."""
+        self.kv.write_back()
+        self._launch([], lambda: None)
+
+    def _launch_moves(self) -> None:
+        """A scheduler launches what it decided on before anything else happens."""
+        if self.kv.host.has_moves:
+            self._launch([], lambda: None)
+
+    def _launch(self, rows: list[ScheduledRow], run: Callable[[], None]) -> None:
+        """Loads come before what a step computes, saves may come after it."""
+        self.step += 1
+        outs, ins = self.kv.begin_step(self.step, rows)
+
+        def run_all() -> None:
+            for group, slot, block_id in ins:
+                self.memory.store[group][block_id] = self.memory.slots[group][slot]
+            run()
+            self.memory.save(outs)
+
+        self.under_way.append((self.step, run_all))
+        if len(self.under_way) > MAX_UNDER_WAY:
+            self.end_step()
 
     @rule(request=requests, count=st.integers(1, 9))
     def compute(self, request: Request, count: int) -> None:
@@ -90,12 +156,11 @@ class KVMachine(RuleBasedStateMachine):
             assert request.block_ids == before
             return
         request.num_computed_tokens = end
-        self.step += 1
-        self.kv.begin_step(self.step, [ScheduledRow(request, start, end - start, sample=False)])
+        step = self.step + 1
         # A copied block holds nothing before the step has made the copy.
         whole = min((start - start % BLOCK_SIZES[copy.group] for copy in copies), default=start)
-        entries = [(step, min(until, whole)) for step, until in self.computed[request.request_id]]
-        self.computed[request.request_id] = [*entries, (self.step, end)]
+        entries = [(since, min(until, whole)) for since, until in self.computed[request.request_id]]
+        self.computed[request.request_id] = [*entries, (step, end)]
         tables = [list(ids) for ids in request.block_ids]
         known = fingerprints(request.token_ids[:end], request.cache_salt)
 
@@ -106,9 +171,7 @@ class KVMachine(RuleBasedStateMachine):
                 assert self.memory.read(group, ids, start) == known[:start]
                 self.memory._write(group, ids, start, known[start:])
 
-        self.under_way.append((self.step, run))
-        if len(self.under_way) > MAX_UNDER_WAY:
-            self.end_step()
+        self._launch([ScheduledRow(request, start, end - start, sample=False)], run)
 
     @precondition(lambda self: self.under_way)
     @rule()
@@ -144,6 +207,9 @@ class KVMachine(RuleBasedStateMachine):
         self.live.remove(request)
         for group, pool in enumerate(self.kv._pools):
             self.memory.poison(group, pool._blank)
+        for group, pools in enumerate(zip(self.kv.host._swap, self.kv.host.caches, strict=True)):
+            for pool in pools:
+                self.memory.slots[group][pool._blank] = POISON
 
     @invariant()
     def counts_agree(self) -> None:
@@ -163,6 +229,8 @@ class KVMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for request in self.live:
             self.kv.free(request)
+        for request in self.preempted:
+            self.kv.forget(request)
         while self.under_way:
             self.over, run = self.under_way.popleft()
             run()

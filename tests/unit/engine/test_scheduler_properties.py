@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import EngineConfig
+from engine.kv.host_tier import NO_HOST_SLOTS, HostSlots
 from engine.request import FinishReason, Request, RequestStatus
 from engine.sampler.sampler import Sampler
 from engine.sampling_params import SamplingParams
@@ -25,19 +26,29 @@ from tests.support.verifying_runner import VerifyingRunner, expected_tokens
     block_sizes=st.sampled_from([(4,), (4, 6)]),
     prefix_cache=st.booleans(),
     ahead=st.booleans(),
+    host_slots=st.sampled_from([NO_HOST_SLOTS, HostSlots(12, 0), HostSlots(0, 12), HostSlots(30, 30)]),
 )
 def test_a_random_workload(
-    seed, num_blocks, max_step_tokens, max_chunk_tokens, max_running, block_sizes, prefix_cache, ahead
+    seed,
+    num_blocks,
+    max_step_tokens,
+    max_chunk_tokens,
+    max_running,
+    block_sizes,
+    prefix_cache,
+    ahead,
+    host_slots,
 ) -> None:
     config = create_config(max_step_tokens, max_chunk_tokens, max_running, prefix_cache=prefix_cache)
-    workload = RandomWorkload(random.Random(seed), num_blocks, block_sizes, config, ahead)
+    workload = RandomWorkload(random.Random(seed), num_blocks, block_sizes, config, ahead, host_slots)
     workload.run(num_requests=30)
 
 
-def test_thousands_of_requests_one_step_ahead() -> None:
+@pytest.mark.parametrize("host_slots", [NO_HOST_SLOTS, HostSlots(100, 100)], ids=["recompute", "swap"])
+def test_thousands_of_requests_one_step_ahead(host_slots: HostSlots) -> None:
     """Streams equal those of an undisturbed synchronous run; so does every step's KV."""
     config = create_config(max_step_tokens=64, max_chunk_tokens=16, max_running=32)
-    workload = RandomWorkload(random.Random(4), 40, (4,), config, ahead=True)
+    workload = RandomWorkload(random.Random(4), 40, (4,), config, True, host_slots)
     workload.run(num_requests=3000, max_arrivals=4, max_tokens=50)
     stats = workload.driver.scheduler.stats()
     assert stats.preemptions > 100
@@ -46,6 +57,8 @@ def test_thousands_of_requests_one_step_ahead() -> None:
     # A row runs in vain after an end that nobody could know, and never twice.
     assert 100 < workload.driver.runner.num_wasted_rows < 3000 + workload.num_forks
     assert len(workload.stopped) > 100
+    assert (stats.loaded_blocks > 500) == (host_slots is not NO_HOST_SLOTS)
+    assert stats.swapped == 0
 
 
 class RandomWorkload:
@@ -58,10 +71,12 @@ class RandomWorkload:
         block_sizes: tuple[int, ...],
         config: EngineConfig,
         ahead: bool,
+        host_slots: HostSlots,
     ) -> None:
         self.rng = rng
-        runner = VerifyingRunner(num_blocks, block_sizes, late=ahead)
-        self.driver = EngineDriver(create_scheduler(num_blocks, block_sizes, config), runner, ahead)
+        runner = VerifyingRunner(num_blocks, block_sizes, late=ahead, num_host_slots=host_slots.total)
+        scheduler = create_scheduler(num_blocks, block_sizes, config, host_slots=host_slots)
+        self.driver = EngineDriver(scheduler, runner, ahead)
         self.kinds: dict[str, str] = {}
         self.expected: dict[str, list[int]] = {}
         self.reserved: list[Request] = []
