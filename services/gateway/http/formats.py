@@ -18,6 +18,9 @@ from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.message import MessagePart
 from services.gateway.text.tokenizer import Tokenizer
 
+# What json.dumps does to a text with ensure_ascii off.
+_quote = json.encoder.encode_basestring
+
 
 @dataclass(slots=True)
 class Choice:
@@ -50,6 +53,8 @@ class Format(Protocol):
     prefix: str
     whole_object: str
     chunk_object: str
+    # JSON of a choice with text alone, before and after the text.
+    text_frame: tuple[str, str]
 
     def whole(self, choice: Choice) -> dict[str, Json]:
         """Return a complete choice."""
@@ -83,6 +88,14 @@ class Head:
         }
         return json.dumps(answer, ensure_ascii=False).encode()
 
+    def text_event(self, index: int, text: str, tail: str = "") -> bytes:
+        """Return what `event` would of a choice that is text and nothing else; most events are."""
+        before, after = self._format.text_frame
+        shown = _quote(text)
+        return (
+            f'data: {self._chunk_head}, "choices": [{{"index": {index}, {before}{shown}{after}}}]{tail}}}\n\n'
+        ).encode()
+
     def event(self, choices: Sequence[dict[str, Json]], tail: str = "") -> bytes:
         """Return one server-sent event; `tail` is further JSON members, each after a comma."""
         body = dump_line(choices)
@@ -95,6 +108,7 @@ class ChatFormat:
     prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    text_frame = ('"delta": {"content": ', '}, "logprobs": null, "finish_reason": null')
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -152,6 +166,7 @@ class TextFormat:
 
     prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
+    text_frame = ('"text": ', ', "logprobs": null, "finish_reason": null')
 
     def __init__(self, tokenizer: Tokenizer, prompt_logprobs: int | None = None) -> None:
         """`prompt_logprobs`: how many alternatives to show at each token of the prompt; None: nothing."""

@@ -52,6 +52,7 @@ class Reader:
         shows_logprobs: bool = True,
     ) -> None:
         self._parser = parser
+        self._is_plain = parser.is_plain and not is_scoring
         self._echo = echo
         self._is_scoring = is_scoring
         self._max_calls = max_calls
@@ -62,6 +63,15 @@ class Reader:
         self.reasoning_tokens = 0
         self.usage = Usage(prompt_tokens=len(request.token_ids))
         self.logprob_sum = 0.0
+
+    def take_plain(self, event: Event) -> str | None:
+        """Take an event that adds text and nothing else, and return it; None: `take` it."""
+        if not isinstance(event, Delta) or event.logprobs or not self._is_plain or self._echo is not None:
+            return None
+        self.usage.completion_tokens += len(event.token_ids)
+        text = event.text
+        self._has_text = self._has_text or bool(text)
+        return text
 
     def take(self, choice: Choice, event: Event) -> None:
         """Add an event to a choice."""

@@ -62,15 +62,24 @@ class Answers:
         with_usage = bool(options and options.include_usage)
         every_usage = bool(with_usage and options and options.continuous_usage_stats)
         opened: set[int] = set()
+        tail = ', "usage": null' if with_usage else ""
         async with aclosing(merge(self._sessions)) as events:
             async for index, event in events:
                 if isinstance(event, Started):
                     continue  # an error may still become a status: the first token begins the answer
                 if not exchange.has_started:
                     await exchange.start_events()
+                text = self._readers[index].take_plain(event) if index in opened else None
+                if text is not None:
+                    if every_usage:
+                        tail = self._usage_tail()
+                    if text:
+                        await exchange.send_events(self._head.text_event(index, text, tail))
+                    continue
                 choice = Choice(index)
                 self._readers[index].take(choice, event)
-                tail = self._usage_tail() if every_usage else ', "usage": null' if with_usage else ""
+                if every_usage:
+                    tail = self._usage_tail()
                 opening = self._format.opening(choice) if index not in opened else None
                 opened.add(index)
                 parts = [self._head.event([opening], tail)] if opening else []

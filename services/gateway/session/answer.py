@@ -12,6 +12,9 @@ from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.stop import StopStrings
 from services.gateway.text.tokenizer import Tokenizer
 
+# Looked up with every token.
+_STOP, _LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
+
 
 class Answer:
     """One answer.
@@ -46,7 +49,7 @@ class Answer:
             delta.token_ids.append(token.token_id)
             if token.logprobs is not None:
                 delta.logprobs.append(token.logprobs)
-            if token.finish_reason != FinishReason.FINISH_REASON_STOP:
+            if token.finish_reason != _STOP:
                 texts.append(self._show(self._detokenizer.push(token.token_id)))
             self._end(token, texts)
             if self.finish_reason:
@@ -62,11 +65,11 @@ class Answer:
         """Set the finish reason if this token is the last."""
         reason = token.finish_reason
         if not reason and len(self.token_ids) >= self._sampling.max_tokens:
-            reason = FinishReason.FINISH_REASON_LENGTH
+            reason = _LENGTH
         if reason and not self._stop.matched:
             texts.append(self._show(self._detokenizer.flush()))
         if self._stop.matched:
-            reason = FinishReason.FINISH_REASON_STOP
+            reason = _STOP
         elif reason:
             texts.append(self._stop.flush())
         self.finish_reason = reason

@@ -30,6 +30,7 @@ from services.gateway.selection import Hold, Reserved
 from services.gateway.session.cluster import Cluster
 from services.gateway.session.events import AttemptEvent, PrefillEvent, StreamBroken, Token, tokens_of
 from services.gateway.session.link import WorkerLink
+from services.gateway.session.mailbox import Mailbox
 from services.gateway.session.recovery import (
     FULL_REASONS,
     AttemptFailedError,
@@ -40,6 +41,7 @@ from services.gateway.session.trace import Metadata, RequestTrace
 
 _STREAM_OPEN_S = 2.0
 _SETTLE_S = 1.0
+_CANCELLED = FinishReason.FINISH_REASON_CANCELLED
 
 _logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ class Attempt:
             self._sampling.ClearField("prompt_logprobs")
         self._max_new = request.sampling.max_tokens - (len(token_ids) - len(request.token_ids))
         self._id = f"{request.key}-{number}"
-        self._mailbox: asyncio.Queue[AttemptEvent] = asyncio.Queue()
+        self._mailbox: Mailbox[AttemptEvent] = Mailbox()
         self._holds: list[Hold] = []
         self._decode: WorkerLink | None = None
         self._prefill: WorkerLink | None = None
@@ -120,6 +122,7 @@ class Attempt:
         Raises:
             AttemptFailedError, BatonError: nothing was reserved that `close` does not free.
         """
+        self._mailbox.set_deadline(self._recovery.remaining_s())
         if self._max_new > 1:
             full: set[WorkerKey] = set()
             while not await self._reserve(full):
@@ -138,9 +141,12 @@ class Attempt:
                 raise AttemptFailedError(self._failure)
             if self._prefill_failure is not None:
                 await self._recover_prefill(self._prefill_failure)
-            self._take(await self._receive())
-            while not self._mailbox.empty():
-                self._take(self._mailbox.get_nowait())
+            try:
+                events = await self._mailbox.take()
+            except TimeoutError:
+                raise deadline_error() from None
+            for event in events:
+                self._take(event)
         tokens, self._tokens = self._tokens, []
         return tokens
 
@@ -149,11 +155,12 @@ class Attempt:
         if self._target is None or self._is_on_decode or self._prefill_task is None:
             return
         await asyncio.wait([self._prefill_task], timeout=_SETTLE_S)
-        while not self._mailbox.empty():
-            self._take(self._mailbox.get_nowait())
+        for event in self._mailbox.take_now():
+            self._take(event)
 
     def close(self) -> None:
         """Free everything on both sides, without waiting. Idempotent."""
+        self._mailbox.close()
         if self._prefill_task is not None:
             self._prefill_task.cancel()
         for hold in self._holds:
@@ -167,18 +174,11 @@ class Attempt:
 
     def on_tokens(self, event: TokenEvent) -> None:
         """Take one step's share (StepSink)."""
-        self._mailbox.put_nowait(event)
+        self._mailbox.put(event)
 
     def on_broken(self, error: BatonError) -> None:
         """Take note that the step stream broke (StepSink)."""
-        self._mailbox.put_nowait(StreamBroken(error))
-
-    async def _receive(self) -> AttemptEvent:
-        try:
-            async with asyncio.timeout(self._recovery.remaining_s()):
-                return await self._mailbox.get()
-        except TimeoutError:
-            raise deadline_error() from None
+        self._mailbox.put(StreamBroken(error))
 
     async def _reserve(self, full: set[WorkerKey]) -> bool:
         """Reserve on one worker; False: it is full and another one may not be."""
@@ -271,12 +271,12 @@ class Attempt:
             ) as responses:
                 async for response in responses:
                     hold.release()
-                    self._mailbox.put_nowait(PrefillEvent(epoch, response))
+                    self._mailbox.put(PrefillEvent(epoch, response))
         except BatonError as failure:
             error = failure
         finally:
             hold.release()
-        self._mailbox.put_nowait(PrefillEvent(epoch, error=error))
+        self._mailbox.put(PrefillEvent(epoch, error=error))
 
     def _take(self, event: AttemptEvent) -> None:
         match event:
@@ -297,7 +297,7 @@ class Attempt:
             return
         if event.finish_reason:
             self._is_on_decode = False
-        is_dropped = event.finish_reason == FinishReason.FINISH_REASON_CANCELLED
+        is_dropped = event.finish_reason == _CANCELLED
         if is_dropped or (event.finish_reason and not event.token_ids):
             self._failure = BatonError(ErrorReason.CANCELLED, "the decode worker dropped the request")
             return

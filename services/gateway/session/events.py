@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from baton.v1.decode_pb2 import TokenEvent
 from baton.v1.prefill_pb2 import PrefillResponse
@@ -10,8 +11,7 @@ from baton.v1.sampling_pb2 import FinishReason, TokenLogprobs
 from services.common.errors import BatonError
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """A generated token; `finish_reason` is set (not 0) if it is the last."""
 
     token_id: int
@@ -38,14 +38,19 @@ class StreamBroken:
 AttemptEvent = PrefillEvent | StreamBroken | TokenEvent
 
 
+_GOES_ON = FinishReason.FINISH_REASON_UNSPECIFIED
+
+
 def tokens_of(event: TokenEvent) -> list[Token]:
     """Return the tokens of one step; the event's finish reason goes to the last."""
+    if len(event.token_ids) == 1 and not event.logprobs:  # nearly always
+        return [Token(event.token_ids[0], None, event.finish_reason)]
     last = len(event.token_ids) - 1
     return [
         Token(
             token_id,
             event.logprobs[i] if i < len(event.logprobs) else None,
-            event.finish_reason if i == last else FinishReason.FINISH_REASON_UNSPECIFIED,
+            event.finish_reason if i == last else _GOES_ON,
         )
         for i, token_id in enumerate(event.token_ids)
     ]

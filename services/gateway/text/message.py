@@ -29,6 +29,11 @@ class MessageParser:
         self._reasoning = reasoning
         self._tools = tools
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that is pushed is text, at once."""
+        return self._reasoning is None and self._tools is None
+
     def push(self, text: str) -> MessagePart:
         """Return what is sure by now."""
         reasoning = ""

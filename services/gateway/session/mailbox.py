@@ -1,0 +1,63 @@
+"""What waits for one attempt: events in order, one reader, and the deadline among them.
+
+Several thousand tokens a second pass here, so nothing is made for each but its place in a
+list: one timer serves the whole attempt, and a reader takes all that has come at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, TypeVar
+
+Event = TypeVar("Event")
+
+
+class Mailbox(Generic[Event]):
+    """Must be made, and used, in one event loop."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._reader: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_late = False
+
+    def set_deadline(self, remaining_s: float) -> None:
+        """End waiting, from so many seconds on; the first call counts."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(remaining_s, self._expire)
+
+    def put(self, event: Event) -> None:
+        """Add an event; never waits."""
+        self._events.append(event)
+        self._wake()
+
+    async def take(self) -> list[Event]:
+        """Wait until there are events, and take them all.
+
+        Raises:
+            TimeoutError: the deadline passed first.
+        """
+        while not self._events:
+            if self._is_late:
+                raise TimeoutError
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return self.take_now()
+
+    def take_now(self) -> list[Event]:
+        """Take what is there; may be nothing."""
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        """Forget the deadline. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        self._is_late = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
