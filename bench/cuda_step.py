@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import cProfile
+import io
 import itertools
 import json
+import pstats
 import re
 import statistics
 import tempfile
@@ -155,6 +158,7 @@ class Bench:
         )
         if self._profile:
             self._table(self._output(first))
+            self._host_table(rows)
 
     def prefill(self, tokens: int, start: int) -> None:
         """A step of one chunk on `start` tokens of context."""
@@ -175,6 +179,22 @@ class Bench:
         )
         if self._profile:
             self._table(output)
+            self._host_table(output.rows)
+
+    def _host_table(self, rows: Sequence[ScheduledRow]) -> None:
+        """Where the host's time goes in `launch`; the profiler itself adds to calls of Python."""
+        profile = cProfile.Profile()
+        for _ in range(10):
+            output = self._output(rows)
+            profile.enable()
+            pending = self._runner.launch(output)
+            profile.disable()
+            pending.wait()
+        text = io.StringIO()
+        pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(9)
+        for line in text.getvalue().splitlines():
+            if re.match(r" +\d", line):
+                print("    host x 10: " + line[-110:].strip())
 
     def _table(self, output: SchedulerOutput) -> None:
         """Time by kernel of one step."""
@@ -207,7 +227,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-8b")
     parser.add_argument("--decode", nargs="*", default=["1x1024", "256x384"], help="rows x context")
     parser.add_argument("--prefill", nargs="*", default=["2048@0", "2048@6144"], help="tokens@context")
-    parser.add_argument("--pool-tokens", type=int, default=160_000)
+    parser.add_argument("--pool-tokens", type=int, default=240_000)
     parser.add_argument("--profile", action="store_true", help="time by kernel")
     arguments = parser.parse_args()
     rate = read_ceiling(2 << 30)

@@ -5,7 +5,7 @@
 // Shared   none.
 // Bound by device memory: every byte once.
 // Limits   F a multiple of 8.
-#include "common.cuh"
+#include "async.cuh"
 
 #ifndef ACTIVATION
 #define ACTIVATION 0
@@ -27,6 +27,8 @@ extern "C" __global__ void __launch_bounds__(256)
   const Element* gate = gate_up + i64(blockIdx.x) * 2 * width;
   Element* target = out + i64(blockIdx.x) * width;
   const int first = (blockIdx.y * 512 + threadIdx.x) * 8;
+  let_next_start();
+  wait_for_previous();
   Vec16 gates[2], ups[2];
 #pragma unroll
   for (int v = 0; v < 2; ++v) {

@@ -1,6 +1,6 @@
 // What rms_norm and layer_norm share: a row held in registers, normalised in one pass.
 #pragma once
-#include "common.cuh"
+#include "async.cuh"
 
 #ifndef THREADS
 #define THREADS 128
@@ -18,6 +18,8 @@ __device__ __forceinline__ void normalize_row(const Element* x, const Element* w
   __shared__ float scratch[32];
   const i64 row = i64(blockIdx.x) * width;
   const int vectors = width / 8;
+  let_next_start();
+  wait_for_previous();
   float value[VECS][8];
   Vec16 raw[VECS], held[VECS];
 #pragma unroll

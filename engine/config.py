@@ -32,6 +32,8 @@ class EngineConfig:
             0: they are computed again.
         host_cache_bytes: host memory for prefixes that are evicted from the pool, likewise. 0: they are lost.
         threads: CPU threads of this process; 0: the library's choice.
+        batch_invariant: on cuda, compute a request in ways that depend neither on the batch nor on how its
+            prompt was cut; costs some speed. docs/kernels/cuda_backend.md says how far that goes.
         graphs: replay decode steps as CUDA graphs, on cuda.
         ahead: launch a step while the one before still runs; for a backend whose launch returns
             before the device is done.
@@ -53,6 +55,7 @@ class EngineConfig:
     swap_bytes: int = 0
     host_cache_bytes: int = 0
     threads: int = 0
+    batch_invariant: bool = False
     graphs: bool = True
     ahead: bool = False
 

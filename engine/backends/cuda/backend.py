@@ -26,7 +26,7 @@ from engine.backends.cuda.attention import PoolAttention
 from engine.backends.cuda.block_copy import block_copy
 from engine.backends.cuda.embedding import embedding
 from engine.backends.cuda.gated_activation import gated_activation
-from engine.backends.cuda.linear import CudaLinear
+from engine.backends.cuda.linear import CudaLinear, Mode, set_mode
 from engine.backends.cuda.norms import layer_norm, rms_norm
 from engine.backends.cuda.placement import OwnMemory, Placement
 from engine.backends.cuda.pool_memory import pool_blocks
@@ -39,17 +39,22 @@ from engine.kv.layout import CacheGroup
 class CudaBackend:
     """Operations on torch's current device, in bf16 or fp16. See the protocol for shapes and effects."""
 
-    def __init__(self, dtype: torch.dtype, placement: Placement | None = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype, placement: Placement | None = None, *, batch_invariant: bool = False
+    ) -> None:
         """Check the device.
 
         Args:
             placement: where weights lie; None: each in memory of its own.
+            batch_invariant: a token's bits depend on its request alone, at some cost; for the whole process.
         Raises:
             KernelError: no cupy, driver or device, or one that is too old; each says what to do.
         """
         self.dtype = dtype
         self.device = torch.device("cuda", loader.current_device())
         _ = loader.facts().arch
+        self._mode = Mode.INVARIANT if batch_invariant else Mode.FAST
+        set_mode(self._mode)
         self._placement = placement or OwnMemory()
         self._upload = Upload()
         self._attention: dict[int, PoolAttention] = {}
@@ -89,11 +94,12 @@ class CudaBackend:
         self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None
     ) -> CudaLinear:
         """Stacked weights, and stacked biases."""
-        return CudaLinear(self._stack(weights), None if biases is None else self._stack(biases))
+        bias = None if biases is None else self._stack(biases)
+        return CudaLinear.create(self._stack(weights), bias, self._mode)
 
     def tie_linear(self, table: torch.Tensor) -> CudaLinear:
         """The table itself."""
-        return CudaLinear(table, None)
+        return CudaLinear.create(table, None, self._mode)
 
     def upload(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A copy through pinned memory, which the caller need not wait for."""

@@ -6,6 +6,7 @@ from engine.backends.cuda import (
     block_copy,
     embedding,
     gated_activation,
+    linear_rows,
     norms,
     rope_kv_store,
     sampling,
@@ -27,5 +28,6 @@ def all_builds(device: DeviceFacts) -> list[Build]:
         block_copy,
         sampling,
         step_inputs,
+        linear_rows,
     )
     return [build for maker in makers for build in maker.builds(device)]

@@ -30,7 +30,9 @@ def gated_activation(gate_up: torch.Tensor, activation: Activation) -> torch.Ten
     out = torch.empty(tokens, width, dtype=gate_up.dtype, device=gate_up.device)
     if tokens:
         grid = (tokens, -(-width // _COLUMNS), 1)
-        module.kernel("gated_activation")(grid, (256, 1, 1), gate_up, out, np.int32(width))
+        module.kernel("gated_activation")(
+            grid, (256, 1, 1), gate_up, out, np.int32(width), overlaps=loader.facts().major >= 9
+        )
     return out
 
 

@@ -18,10 +18,10 @@ class Batch:
     """One step.
 
     Attributes:
-        rows: ROW[B], those of one token first; then empty places, in a padded step.
+        rows: ROW[B], decode rows first; then empty places, in a padded step.
         tokens: int32[T], as far as the host knows them.
         num_rows: without empty places.
-        num_decodes: leading rows of one token, empty places included.
+        num_decodes: leading rows that attention_decode serves, empty places included.
         context_tokens: sum of the context lengths of the decode rows.
         sampled: rows that are sampled, R of them.
         sample_tokens: int32[R], index of each one's last token.
@@ -41,17 +41,36 @@ class Batch:
 
     @property
     def is_decode(self) -> bool:
-        """Whether every row has one token."""
+        """Whether every row is a decode row."""
         return self.num_decodes == len(self.rows)
 
 
-def build_batch(rows: Sequence[ScheduledRow], slots: Sequence[int], padded_rows: int) -> Batch:
-    """Lay out a step.
+def decodes_first(rows: Sequence[ScheduledRow], prompts_apart: bool) -> tuple[Sequence[ScheduledRow], int]:
+    """Order rows so that those that attention_decode serves come first; how many they are.
 
     Args:
         rows: those of one token first.
+        prompts_apart: a prompt's token goes to attention_prefill even where it is a chunk by itself, so that
+            its bits do not depend on how the prompt was cut.
+    """
+    if not prompts_apart:
+        count = next((index for index, row in enumerate(rows) if row.num_tokens != 1), len(rows))
+        return rows, count
+    decodes = [row for row in rows if row.start >= row.request.num_prompt_tokens and row.num_tokens == 1]
+    taken = {row.request.request_id for row in decodes}
+    return decodes + [row for row in rows if row.request.request_id not in taken], len(decodes)
+
+
+def build_batch(
+    rows: Sequence[ScheduledRow], num_decodes: int, slots: Sequence[int], padded_rows: int
+) -> Batch:
+    """Lay out a step.
+
+    Args:
+        rows: decode rows first.
+        num_decodes: of them.
         slots: of the rows.
-        padded_rows: at least len(rows); more only if every row has one token.
+        padded_rows: at least len(rows); more only if every row is a decode row.
     """
     count = len(rows)
     tokens: list[int] = []
@@ -73,8 +92,7 @@ def build_batch(rows: Sequence[ScheduledRow], slots: Sequence[int], padded_rows:
     table["pending"][:count] = [row.pending for row in rows]
     ends = np.cumsum(lengths, dtype=np.int32)
     table["first"] = ends - lengths
-    longer = np.flatnonzero(lengths != 1)
-    num_decodes = int(longer[0]) if len(longer) else padded_rows
+    num_decodes += padded_rows - count
     contexts = table["start"] + lengths
     wanted = np.fromiter((row.sample for row in rows), np.bool_, count)
     return Batch(

@@ -7,6 +7,7 @@ replayed from then on. All graphs share one memory pool: one runs at a time.
 from __future__ import annotations
 
 import bisect
+import gc
 from collections.abc import Callable
 
 import torch
@@ -51,6 +52,16 @@ class DecodeGraphs:
 
     def _capture(self, size: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         graph = torch.cuda.CUDAGraph()
+        # The collector might free the graph of an engine that is gone, which ends a capture.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return graph, self._record(graph, size)
+        finally:
+            if collects:
+                gc.enable()
+
+    def _record(self, graph: torch.cuda.CUDAGraph, size: int) -> torch.Tensor:
         # Other threads of this process copy KV meanwhile: only this one must not wait for the device.
         with torch.cuda.graph(
             graph,
@@ -58,5 +69,4 @@ class DecodeGraphs:
             stream=torch.cuda.current_stream(),
             capture_error_mode="thread_local",
         ):
-            result = self._forward(size)
-        return graph, result
+            return self._forward(size)

@@ -17,10 +17,11 @@ from engine.backends.cuda.backend import CudaBackend
 from engine.backends.cuda.step import CudaStep
 from engine.backends.cuda.step_inputs import ROW, DeviceState, StepBuffers
 from engine.config import EngineConfig
+from engine.grammar.bitmask import num_words
 from engine.kv.host_tier import slots_in
 from engine.models.transformer import Transformer
 from engine.runner.block_store import move_blocks
-from engine.runner.cuda.batch import Batch, build_batch
+from engine.runner.cuda.batch import Batch, build_batch, decodes_first
 from engine.runner.cuda.block_store import PinnedBlockStore
 from engine.runner.cuda.graphs import DecodeGraphs, ladder
 from engine.runner.cuda.pending import CudaPendingStep
@@ -60,8 +61,9 @@ class CudaRunner:
         self._state = DeviceState(max_rows, max_blocks, pool.group.block_size, device)
         self._buffers = StepBuffers.create(max_tokens, max_rows, max_blocks, device)
         edits = max_rows * max_blocks * 8
-        rows = max_rows * (ROW.itemsize + _SAMPLE_BYTES + _LIST_BYTES)
+        rows = max_rows * (ROW.itemsize + _SAMPLE_BYTES + _LIST_BYTES + 4 * num_words(vocab_size))
         self._staging = Staging(rows + max_tokens * 4 + edits + _PADDING_BYTES, device)
+        self._prompts_apart = config.batch_invariant
         self._every_row = torch.arange(max_rows, dtype=torch.int32, device=device)
         backend.reserve_logits(max_rows, vocab_size)
         self._attention = backend.attention(pool)
@@ -85,13 +87,14 @@ class CudaRunner:
             return CudaPendingStep(batch.sampled, drawn)
 
     def _launch(self, rows: Sequence[ScheduledRow]) -> tuple[Batch, Drawn | None]:
+        rows, num_decodes = decodes_first(rows, self._prompts_apart)
         slots, new = self._slots.find(rows)
         for index in new:
             self._sampler.assign(slots[index], rows[index].request)
         padded = len(rows)
-        if self._graphs is not None and rows[-1].num_tokens == 1:
+        if self._graphs is not None and num_decodes == len(rows):
             padded = self._graphs.size_for(padded)
-        batch = build_batch(rows, slots, padded)
+        batch = build_batch(rows, num_decodes, slots, padded)
         host_rows = self._sampler.rows(batch)
         where, blocks = self._slots.take_edits()
         parts = self._staging.send(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from engine.backends.cuda.sampling import IN_PROMPT, ROW, logprobs, new_history, sample
+from engine.grammar.bitmask import allowed_tokens, num_words
 from engine.request import Request
 from engine.runner.cuda.batch import Batch
 from engine.sampler.adjustments import has_penalties
@@ -17,18 +18,33 @@ from engine.sampler.adjustments import has_penalties
 
 @dataclass(frozen=True, slots=True)
 class HostRows:
-    """A step's sampling parameters on the host: R of ROW, the lists that they point into, and wishes."""
+    """A step's sampling parameters on the host.
+
+    Attributes:
+        table: R of ROW.
+        bias_tokens, bias_values, masked: lists that the rows point into.
+        allowed: int32[rows with a grammar, ceil(V / 32)], bitmasks that the rows point into.
+        wishes: int32[R], log-probabilities wanted, -1: none.
+    """
 
     table: npt.NDArray[np.void]
     bias_tokens: npt.NDArray[np.int32]
     bias_values: npt.NDArray[np.float32]
     masked: npt.NDArray[np.int32]
+    allowed: npt.NDArray[np.int32]
     wishes: npt.NDArray[np.int32]
 
     @property
     def parts(self) -> tuple[npt.NDArray[np.generic], ...]:
         """What goes to the device."""
-        return self.table, self.bias_tokens, self.bias_values, self.masked, self.wishes
+        return (
+            self.table,
+            self.bias_tokens,
+            self.bias_values,
+            self.masked,
+            self.allowed.ravel(),
+            self.wishes,
+        )
 
 
 @dataclass(slots=True)
@@ -72,13 +88,16 @@ class DeviceSampler:
     def assign(self, slot: int, request: Request) -> None:
         """Take over a request's parameters."""
         sampling = request.sampling
-        self._rows[slot] = (
-            sampling.seed, 0, sampling.top_k, sampling.temperature, sampling.top_p, sampling.min_p,
-            sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty,
-            -1, 0, 0, 0, 0, 0,
-        )  # fmt: skip
+        row = np.zeros((), ROW)
+        row["seed"], row["top_k"], row["temperature"] = sampling.seed, sampling.top_k, sampling.temperature
+        row["top_p"], row["min_p"] = sampling.top_p, sampling.min_p
+        row["repetition"], row["presence"] = sampling.repetition_penalty, sampling.presence_penalty
+        row["frequency"], row["history"] = sampling.frequency_penalty, -1
+        self._rows[slot] = row
         self._wishes[slot] = -1 if sampling.logprobs is None else sampling.logprobs
-        self._special[slot] = bool(sampling.logit_bias or sampling.min_tokens or has_penalties(sampling))
+        self._special[slot] = bool(
+            sampling.logit_bias or sampling.min_tokens or request.grammar or has_penalties(sampling)
+        )
         self._counted[slot] = 0
 
     def rows(self, batch: Batch) -> HostRows:
@@ -89,6 +108,7 @@ class DeviceSampler:
         bias_tokens: list[int] = []
         bias_values: list[float] = []
         masked: list[int] = []
+        grammars: list[Request] = []
         for index in np.flatnonzero(self._special[slots]):
             row = table[index]
             request, sampling = batch.sampled[index].request, batch.sampled[index].request.sampling
@@ -102,12 +122,16 @@ class DeviceSampler:
             if has_penalties(sampling):
                 row["history"] = slots[index]
                 self._count(int(slots[index]), request, position)
+            if request.grammar is not None:
+                grammars.append(request)
+                row["allowed"] = len(grammars)
             row["adjusted"] = 1
         return HostRows(
             table,
             np.array(bias_tokens, np.int32),
             np.array(bias_values, np.float32),
             np.array(masked, np.int32),
+            self._allowed(grammars),
             self._wishes[slots],
         )
 
@@ -118,7 +142,7 @@ class DeviceSampler:
             logits: float32[R, V].
             parts: rows.parts on the device, as bytes.
         """
-        table, bias_tokens, bias_values, masked, wishes = parts
+        table, bias_tokens, bias_values, masked, allowed, wishes = parts
         any_adjusted = bool(rows.table["adjusted"].any())
         work = None
         if any_adjusted:
@@ -133,10 +157,15 @@ class DeviceSampler:
             bias_values=bias_values,
             masked=masked,
         )
-        tokens = sample(logits, device_rows, self._history, work)
+        bitmasks = allowed.view(torch.int32).view(rows.allowed.shape) if len(rows.allowed) else None
+        tokens = sample(logits, device_rows, self._history, work, bitmasks)
         if (rows.wishes < 0).all():
             return Drawn(tokens, None, None)
         return Drawn(tokens, *logprobs(logits, wishes, tokens))
+
+    def _allowed(self, requests: Sequence[Request]) -> npt.NDArray[np.int32]:
+        words = allowed_tokens(requests, self._vocab_size)
+        return np.empty((0, num_words(self._vocab_size)), np.int32) if words is None else words
 
     def _count(self, slot: int, request: Request, position: int) -> None:
         """Make the slot's history count the request's first `position` tokens; the draw adds its own."""

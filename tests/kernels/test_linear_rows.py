@@ -1,0 +1,96 @@
+"""Products of few rows against float64; what a row gets does not depend on the others."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from engine.backends.cuda.backend import CudaBackend
+from engine.backends.cuda.linear_rows import MAX_ROWS, linear_rows
+from engine.backends.cuda.norms import rms_norm
+
+SHAPES = [(6144, 4096), (4096, 14336), (28672, 1024), (97, 256), (40, 8), (1000, 1544), (16, 576)]
+
+
+def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+def error_of(out: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((out.double() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 8, 9, MAX_ROWS])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_matches_float64(shape: tuple[int, int], rows: int, dtype: torch.dtype) -> None:
+    n, k = shape
+    x, weight, bias = random(rows, k, dtype=dtype), random(n, k, dtype=dtype), random(n, dtype=dtype)
+    wanted = x.double() @ weight.double().t()
+    assert error_of(linear_rows(x, weight, bias), wanted + bias.double()) < 4e-3
+    out = torch.full((rows, n), math.nan, device="cuda")
+    assert error_of(linear_rows(x, weight, None, out), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (28672, 4096)], ids=str)
+def test_a_row_is_the_same_alone_and_among_others(shape: tuple[int, int]) -> None:
+    n, k = shape
+    x, weight = random(MAX_ROWS, k), random(n, k)
+    together = linear_rows(x, weight, None)
+    assert torch.equal(linear_rows(x[:8].clone(), weight, None), together[:8])
+    for row in range(MAX_ROWS):
+        assert torch.equal(linear_rows(x[row : row + 1].clone(), weight, None)[0], together[row])
+
+
+def test_waits_for_the_kernel_ahead() -> None:
+    """A chain of launches that may overlap, captured: every link reads what the one before wrote."""
+    weights = [random(4096, 4096) / 64 for _ in range(6)]
+    scale, x = torch.ones(4096, device="cuda", dtype=torch.bfloat16), random(2, 4096)
+
+    def chain(x: torch.Tensor) -> torch.Tensor:
+        for weight in weights:
+            x = linear_rows(rms_norm(x, scale, 1e-5), weight, None)
+        return x
+
+    chain(x)
+    torch.cuda.synchronize()
+    steps = x
+    for weight in weights:
+        steps = rms_norm(steps, scale, 1e-5)
+        torch.cuda.synchronize()
+        steps = linear_rows(steps, weight, None)
+        torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = chain(x)
+    for _ in range(20):
+        out.fill_(math.nan)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(out, steps)
+
+
+MODEL_SHAPES = [
+    (6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (1024, 2048), (4096, 1024), (6144, 1024),
+    (1024, 3072), (960, 576), (576, 1536), (97, 256), (512, 256), (224, 256), (256, 112),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", MODEL_SHAPES, ids=str)
+def test_batch_invariant_products(shape: tuple[int, int]) -> None:
+    """In that mode a row's bits do not depend on how many rows there are, nor on its place among them."""
+    backend = CudaBackend(torch.bfloat16, batch_invariant=True)
+    try:
+        n, k = shape
+        linear = backend.pack_linear([random(n, k)], None)
+        x = random(2048, k)
+        wanted, logits = backend.linear(x, linear), backend.logits(x, linear).clone()
+        assert error_of(wanted, logits.double()) < 4e-3
+        for rows in (1, 2, 7, 8, 16, 33, 64, 100, 128, 200, 256, 500, 1024, 1700):
+            some = torch.randperm(2048, device="cuda")[:rows]
+            assert torch.equal(backend.linear(x[some], linear), wanted[some]), f"{rows} rows"
+            assert torch.equal(backend.logits(x[some], linear), logits[some]), f"logits of {rows} rows"
+    finally:
+        CudaBackend(torch.bfloat16)  # the mode is the process's: back to the default
