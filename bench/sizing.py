@@ -2,8 +2,7 @@
 
     python -m bench.sizing --traces DIR --out DIR
 
-One prefill and one decode worker of one thread each; they share this machine, so the profile is measured with
-both at work. Every run is verified: a wrong answer fails the bench.
+One prefill and one decode worker of one thread each. Every run is verified: a wrong answer fails the bench.
 """
 
 from __future__ import annotations
@@ -48,6 +47,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for profile, results and figures")
     parser.add_argument("--duration", type=float, default=90.0, help="seconds of each trace")
     parser.add_argument("--profile", type=Path, help="one measured before")
+    parser.add_argument("--together", action="store_true", help="measure each kind while the other one works")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     profile: Path = args.profile or args.out / "profile.json"
@@ -56,7 +56,7 @@ def main() -> int:
     with LocalCluster(prefill=1, decode=1, prefill_args=flags, decode_args=flags) as cluster:
         target = f"grpc://{cluster.gateway_address}"
         if args.profile is None:
-            loadtest("profile", target, "--together", "--out", str(profile))
+            loadtest("profile", target, *(["--together"] if args.together else []), "--out", str(profile))
         for case in CASES:
             rows.append(measure(case, target, profile, args))
     print("\n| trace | requests | figure | predicted | measured | off by |\n|---|---|---|---|---|---|")
