@@ -14,7 +14,7 @@ class Bar:
     """A part of a request's life.
 
     Attributes:
-        kind: "queue" (for a reservation), "prefill_queue", "chunk", "handoff" or "decode".
+        kind: "queue" (in the gateway, or for a reservation), "prefill_queue", "chunk", "handoff" or "decode".
         begin_s, end_s: from receipt, seconds; end_s None: still going on.
         worker: where; empty: at the gateway.
         tokens: that were computed or generated.
@@ -37,7 +37,6 @@ class Timeline:
         key: unique.
         request_id: the client's.
         started_unix_s: receipt.
-        tenant: whose it is; empty: no keys are asked for.
         outcome: "running", then "ok", "error" or "cancelled"; reason: of an error.
         stamp: grows with each change of any timeline.
     """
@@ -47,7 +46,6 @@ class Timeline:
     received_s: float
     started_unix_s: float
     prompt_tokens: int
-    tenant: str = ""
     cached_tokens: int = 0
     tokens: int = 0
     ttft_s: float | None = None

@@ -83,6 +83,7 @@ class Session:
         number = 0
         try:
             await self._ticket.start()
+            self._trace.admitted()
             while not answer.finish_reason:
                 number += 1
                 attempt = self._attempt = Attempt(

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from services.gateway.config import LimitsConfig
 from services.gateway.http.live import MAX_VIEWERS
 from tests.integration.gateway.conftest import MakeSetup, Setup
 
@@ -116,3 +117,13 @@ async def test_viewers_are_limited_and_let_go(make_setup: MakeSetup) -> None:
                 if response.status_code == 200:
                     break
             await asyncio.sleep(0.05)
+
+
+async def test_waiting_in_the_gateway_is_a_bar_of_its_own(make_setup: MakeSetup) -> None:
+    setup = await make_setup(limits=LimitsConfig(max_running=1))
+    await asyncio.gather(*(setup.generate(range(3 + i, 20 + i), max_tokens=20) for i in range(2)))
+    timelines = sorted(setup.generator.timelines, key=lambda one: one.received_s)
+    waits = [[bar for bar in one.bars if bar.kind == "queue" and not bar.worker] for one in timelines]
+    (bar,) = waits[1]
+    assert bar.end_s is not None
+    assert bar.end_s - bar.begin_s > 0.02
