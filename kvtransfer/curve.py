@@ -95,6 +95,7 @@ class Doorkeeper:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], welcome: Welcome) -> None:
         self._welcome = welcome
+        self._logged = float("-inf")
         self.socket: zmq.Socket[bytes] = context.socket(zmq.REP)
         self.socket.linger = 0
         self.socket.bind(_ZAP_ENDPOINT)
@@ -108,7 +109,9 @@ class Doorkeeper:
         if key in self._welcome:
             self.socket.send_multipart([version, number, b"200", b"OK", key.encode(), b""])
             return
-        logger.warning("refused a sender at %s: its CURVE key %s is not of a listed worker", address, key)
+        if (now := time.monotonic()) - self._logged > _LOG_EVERY_S:
+            self._logged = now
+            logger.warning("refused a sender at %s: its CURVE key %s is not of a listed worker", address, key)
         self.socket.send_multipart([version, number, b"400", b"key not listed", b"", b""])
 
     def close(self) -> None:
