@@ -231,9 +231,7 @@ def _backend(config: EngineConfig, placement: Placement | None) -> Backend:
             )
         from engine.backends.cuda.backend import CudaBackend
 
-        return CudaBackend(
-            getattr(torch, config.dtype), placement, batch_invariant=config.batch_invariant
-        )
+        return CudaBackend(getattr(torch, config.dtype), placement, batch_invariant=config.batch_invariant)
     if config.dtype != "float32":
         raise InvalidRequestError("dtype", f"the cpu backend computes in float32, got {config.dtype!r}")
     from engine.backends.cpu.backend import CpuBackend

@@ -35,8 +35,7 @@ class EngineConfig:
         batch_invariant: on cuda, compute a request in ways that depend neither on the batch nor on how its
             prompt was cut; costs some speed. docs/kernels/cuda_backend.md says how far that goes.
         graphs: replay decode steps as CUDA graphs, on cuda.
-        ahead: launch a step while the one before still runs; for a backend whose launch returns
-            before the device is done.
+        ahead: launch a step while the one before still runs, on cuda.
     """
 
     model: str
@@ -57,7 +56,7 @@ class EngineConfig:
     threads: int = 0
     batch_invariant: bool = False
     graphs: bool = True
-    ahead: bool = False
+    ahead: bool = True
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -99,4 +98,6 @@ class EngineConfig:
             kv_bytes=self.kv_bytes or (0 if cuda else 512 << 20),
             max_step_tokens=step,
             max_chunk_tokens=self.max_chunk_tokens or step,
+            # The cpu is done when launch returns: there is nothing to run ahead of.
+            ahead=self.ahead and cuda,
         )

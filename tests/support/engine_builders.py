@@ -39,6 +39,7 @@ def create_config(
         max_running=max_running,
         max_queue=max_queue,
         prefix_cache=prefix_cache,
+        ahead=False,
     )
 
 
