@@ -90,7 +90,7 @@ class OutboundTransfer:
         self.done.set_running_or_notify_cancel()  # it cannot be cancelled, only failed
         self.opened: Future[None] = Future()
         self.opened.set_running_or_notify_cancel()
-        self._unsettled = in_place
+        self._in_place = self._unsettled = in_place
         self._when_settled: list[Callable[[], object]] = []
         self._link = link
         self._block_ids = tuple(tuple(ids) for ids in block_ids)
@@ -157,7 +157,12 @@ class OutboundTransfer:
         self._num_queued += len(src_block_ids)
         run = PushedRun(group, first_index, tuple(src_block_ids), ready)
         if self._gate is not None and self._gate.is_open:
-            self._submit(self._gate, run)  # spares it the way through the loop
+            # Spares it ways: nothing is to be copied, or the copy threads can begin at once.
+            targets = self._block_ids[group][first_index:end]
+            if self._in_place and run.ready is None and targets == run.source_block_ids:
+                self._link.loop.post(partial(self._placed, run, 0))
+            else:
+                self._submit(self._gate, run)
         else:
             self._link.loop.post(partial(self._enqueue, run))
 
