@@ -19,7 +19,8 @@ _RANGES = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
-_OPEN_RANGES = {"top_p": (0.0, 1.0), "repetition_penalty": (0.0, 2.0)}
+# A logit over a smaller repetition penalty may be infinite; a float32 of 0.01 is a little less.
+_LEAST_PENALTY = 0.00999
 
 
 def check_sampling(params: SamplingParams, *, vocab_size: int, prefix: str = "") -> None:
@@ -42,10 +43,11 @@ def check_sampling(params: SamplingParams, *, vocab_size: int, prefix: str = "")
             math.isfinite(value) and low <= value <= high,
             f"must be from {low:g} to {high:g}, got {value:g}",
         )
-    for name, (low, high) in _OPEN_RANGES.items():
-        value = getattr(params, name)
-        if params.HasField(name):
-            check(name, low < value <= high, f"must be above {low:g} and at most {high:g}, got {value:g}")
+    if params.HasField("top_p"):
+        check("top_p", 0 < params.top_p <= 1, f"must be above 0 and at most 1, got {params.top_p:g}")
+    if params.HasField("repetition_penalty"):
+        value = params.repetition_penalty
+        check("repetition_penalty", _LEAST_PENALTY <= value <= 2, f"must be from 0.01 to 2, got {value:g}")
     check("max_tokens", not params.HasField("max_tokens") or params.max_tokens >= 1, "must be at least 1")
     for name in ("logprobs", "prompt_logprobs"):
         count = getattr(params, name)
