@@ -56,6 +56,22 @@ def test_equals_transformers_and_nothing_moves(
         assert screen.getvalue().count(" both ") == screen.getvalue().count("in_place") == 2
 
 
+def test_a_decode_worker_computes_short_prompts_itself(reference: GreedyReference, model_dir: Path) -> None:
+    corpus = max(varied_prompts(model_dir), key=len)
+    short, long = corpus[:40], corpus[100:300]
+    with (
+        LocalCluster(gateway_args=["--local-prefill-tokens", "64"]) as cluster,
+        Client(cluster.gateway_address) as client,
+    ):
+        workers = []
+        # The last one is long, and all but 41 of its tokens are cached.
+        for prompt in (short, long, long + short):
+            answer = client.complete(token_ids=prompt, **OPTIONS)
+            reference.check(prompt, answer.token_ids)
+            workers.append(answer.finished.handoff.prefill_worker)
+    assert workers == ["decode-0", "prefill-0", "decode-0"]
+
+
 def test_cancels_free_everything(pair: LocalCluster, model_dir: Path) -> None:
     rng = random.Random(5)
     corpus = max(varied_prompts(model_dir), key=len)

@@ -17,7 +17,13 @@ ONE_THREAD = ["--threads", "1"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [{"prefill": 2, "decode": 2}, {"prefill": 0, "decode": 0, "both": 2}])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        {"prefill": 2, "decode": 2},
+        pytest.param({"prefill": 0, "decode": 0, "both": 2}, marks=pytest.mark.matrix),
+    ],
+)
 def test_no_request_fails_while_every_worker_is_replaced(workers: dict[str, int]) -> None:
     corpus = max(varied_prompts(models.fetch()), key=len)
     prompts = [corpus[at : at + 40] for at in range(6)]

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from services.both.config import BothConfig
 from services.common.config import parse_config
 from services.decode.config import DecodeConfig
 from services.gateway.config import GatewayConfig
 from services.prefill.config import PrefillConfig
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = {"gateway": GatewayConfig, "prefill": PrefillConfig, "decode": DecodeConfig}
+CONFIGS = {"gateway": GatewayConfig, "prefill": PrefillConfig, "decode": DecodeConfig, "both": BothConfig}
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
@@ -117,6 +118,17 @@ def test_ports_of_images_chart_and_scrapes_agree():
         "baton-prefill": int(decode["BATON_PREFILL_METRICS_PORT"]),
         "baton-decode": int(decode["BATON_DECODE_METRICS_PORT"]),
     }
+
+
+@pytest.mark.parametrize("target", ["worker-cpu", "worker-cuda"])
+def test_images_start_a_co_located_worker_that_others_can_reach(target):
+    environment = image_environment(target)
+    flags = ["--model=/models/m", "--model-name=m", "--insecure"]
+    config = parse_config(BothConfig, "both", flags, environ=environment)
+    assert config.server.host == "0.0.0.0"
+    assert str(config.server.port) == environment["BATON_DECODE_PORT"]
+    assert str(config.worker.kv_port) == environment["BATON_DECODE_KV_PORT"]
+    assert config.engine.backend == ("cuda" if target == "worker-cuda" else "cpu")
 
 
 def test_the_chart_passes_flags_that_exist():
