@@ -21,7 +21,7 @@ from services.gateway.sampling import check_sampling, for_workers
         (SamplingParams(top_p=math.nan), "top_p"),
         (SamplingParams(min_p=1.5), "min_p"),
         (SamplingParams(repetition_penalty=0), "repetition_penalty"),
-        (SamplingParams(repetition_penalty=1e-30), "repetition_penalty: must be from 0.01 to 2"),
+        (SamplingParams(repetition_penalty=1e-30), "repetition_penalty"),
         (SamplingParams(repetition_penalty=float("nan")), "repetition_penalty"),
         (SamplingParams(presence_penalty=-3), "presence_penalty"),
         (SamplingParams(frequency_penalty=3), "frequency_penalty"),
