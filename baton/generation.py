@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
+from google.protobuf.message import Message as ProtobufMessage
+
 from baton.errors import InvalidRequestError, ServerError
 from baton.v1 import inference_pb2, sampling_pb2
 from baton.v1.inference_pb2 import Delta, Finished, Started
@@ -41,6 +43,8 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     min_tokens: int
     logprobs: int
+    prompt_logprobs: int
+    grammar: sampling_pb2.Grammar
 
 
 _REQUEST_FIELDS = ("model", "priority", "cache_salt", "request_id")
@@ -147,7 +151,9 @@ def event_of(response: inference_pb2.GenerateResponse) -> Event:
 def _set(
     target: inference_pb2.GenerateRequest | sampling_pb2.SamplingParams, name: str, value: object
 ) -> None:
-    if isinstance(value, Mapping):
+    if isinstance(value, ProtobufMessage):
+        getattr(target, name).CopyFrom(value)
+    elif isinstance(value, Mapping):
         getattr(target, name).update(value)
     elif isinstance(value, Sequence) and not isinstance(value, str):
         getattr(target, name).extend(value)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 
 import llguidance
 
 from engine.errors import InvalidRequestError
-from engine.grammar.state import GrammarState
+from engine.grammar.state import MAX_MASK_S, GrammarState
 
 MAX_GRAMMAR_BYTES = 1 << 17
 """Of the text. The gateway takes half of it from clients, and adds what tools and reasoning need."""
 _MAX_CACHED = 64
+# A tenth of llguidance's own limit, with which some expressions take a minute until they hit it.
+_LEXER_FUEL = 100_000
 
 
 class GrammarCompiler:
     """Compiles grammars for one model; any thread may use it, the engine's should not.
 
-    A compile takes 0.5 ms for a common JSON schema and 0.1 s at the limit of size; the first
-    one reads the tokenizer as well (0.2 s for 49k tokens). What takes longer runs out of
-    llguidance's own fuel and is refused. The interpreter's lock is free meanwhile.
+    A compile takes 1 ms for a common JSON schema and 0.1 s at the limit of size; the first one
+    reads the tokenizer as well (0.2 s for 49k tokens). What takes much longer runs out of fuel and
+    is refused. The interpreter's lock is free meanwhile.
     """
 
     def __init__(self, model: str, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
@@ -30,7 +33,9 @@ class GrammarCompiler:
         self._path = Path(model) / "tokenizer.json"
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._limits = llguidance.LLParserLimits(
+            initial_lexer_fuel=_LEXER_FUEL, step_lexer_fuel=_LEXER_FUEL, verbose_errors=False
+        )
         # Guards everything below.
         self._lock = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
@@ -62,8 +67,15 @@ class GrammarCompiler:
         if self._tokenizer is None:
             self._tokenizer = self._read_tokenizer()
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            raise _invalid(matcher.get_error().split("\n", 1)[0])
+        # An expression such as (a{1000}){1000} is built at its first mask; here nobody waits for it.
+        started_s = time.thread_time()
+        first = matcher.deep_copy()
+        if not matcher.is_error():
+            first.compute_bitmask()
+        if first.is_error():
+            raise _invalid(first.get_error().split("\n", 1)[0])
+        if time.thread_time() - started_s > MAX_MASK_S:
+            raise _invalid(f"too complex: the first mask took over {MAX_MASK_S:g} s")
         return matcher
 
     def _read_tokenizer(self) -> llguidance.LLTokenizer:

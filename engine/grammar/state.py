@@ -7,6 +7,7 @@ with the answer of a lost worker, hands over the tokens and is where the other w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import llguidance
@@ -17,6 +18,8 @@ from engine.errors import GrammarError
 
 Words = npt.NDArray[np.int32]
 """int32[ceil(V / 32)]: bit i % 32 of word i // 32 is 1 if token i may come next."""
+MAX_MASK_S = 0.25
+"""CPU time. All requests wait for a mask, so the request whose mask takes longer is failed."""
 
 
 class GrammarState:
@@ -45,8 +48,11 @@ class GrammarState:
         if self.error is None:
             self._advance(answer[self._num_taken :])
         if self.error is None:
+            started_s = time.thread_time()
             self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-            if self._matcher.is_error():
+            if time.thread_time() - started_s > MAX_MASK_S:
+                self.error = GrammarError(f"grammar: too complex: one mask took over {MAX_MASK_S:g} s")
+            elif self._matcher.is_error():
                 self.error = GrammarError(f"grammar: {self._reason()}")
             elif not words.any():
                 self.error = GrammarError("grammar: no token can follow")

@@ -1,7 +1,9 @@
 """Grammars on the engine's side: which tokens may come next, and what an answer under them looks like."""
 
+import contextlib
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,26 @@ def test_an_answer_outside_the_grammar_is_an_error_and_ends(compiler: GrammarCom
     assert isinstance(request.grammar.error, GrammarError)
     assert "token 1 of the answer" in str(request.grammar.error)
     assert allowed_ids(request) == {EOS}, "it stays so"
+
+
+def test_a_mask_that_takes_too_long_ends_its_request(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.grammar.state.MAX_MASK_S", -1.0)
+    request = constrained(compiler, 'start: "ab"')
+    assert allowed_ids(request) == {EOS}
+    assert "too complex" in str(request.grammar.error)
+
+
+@pytest.mark.parametrize("regex", ["(a{1000}){1000}", "a{1000000}", ".*(a|b).{500}x", "(.*a){50}"])
+def test_no_expression_takes_the_engine_for_long(compiler: GrammarCompiler, regex: str) -> None:
+    started_s = time.thread_time()
+    with contextlib.suppress(InvalidRequestError):  # refused at once is as good
+        request = constrained(compiler, f"start: /{regex}/")
+        for _ in range(5):
+            request.token_ids += ids_of("a")
+            allowed_ids(request)
+    assert time.thread_time() - started_s < 3.0
 
 
 def test_the_scheduler_fails_such_a_request_alone(compiler: GrammarCompiler) -> None:
