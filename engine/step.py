@@ -119,7 +119,7 @@ class StepResult:
     Attributes:
         sampled: tokens by request id; rows with `sample` only.
         prompt_logprobs: by request id, of the tokens after those that its row ran, as far as they are the
-            prompt's; rows whose request asks for them only. The CUDA runner has none yet.
+            prompt's; rows whose request asks for them only.
     """
 
     sampled: dict[str, SampledToken]

@@ -232,3 +232,23 @@ def test_batch_invariant_answers_are_the_same_bit_for_bit(llama: Family) -> None
                 assert engine.answer(prompts, samplings) == together, changes
     finally:
         CudaBackend(torch.bfloat16)  # the mode is the process's: back to the default
+
+
+def test_log_probabilities_of_a_prompt(llama: Family) -> None:
+    prompts = [random_tokens(150, seed=2), random_tokens(40, seed=2)]
+    samplings = [
+        SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, prompt_logprobs=wish)
+        for wish in (4, 0)
+    ]
+    with AnsweringEngine(config(llama)) as engine:
+        for prompt, sampling, answer in zip(
+            prompts, samplings, engine.answer(prompts, samplings), strict=True
+        ):
+            exact, error = llama.logits(prompt)
+            wanted = exact.log_softmax(-1)
+            assert len(answer.prompt_logprobs) == len(prompt) - 1
+            for at, entry in enumerate(answer.prompt_logprobs):
+                assert entry.sampled == pytest.approx(
+                    float(wanted[at, prompt[at + 1]]), abs=2 * SLACK * error
+                )
+                assert len(entry.top) == sampling.prompt_logprobs

@@ -21,6 +21,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[Logprobs | None] = field(default_factory=list)
     num_cached_tokens: int = 0
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
 
 
 class AnsweringEngine:
@@ -52,7 +53,10 @@ class AnsweringEngine:
         for prompt, sampling in zip(prompts, samplings, strict=True):
             self._count += 1
             answers[str(self._count)] = Answer()
-            self.built.engine.submit(Request(str(self._count), list(prompt), len(prompt), sampling))
+            request = Request(str(self._count), list(prompt), len(prompt), sampling)
+            # The engine fills the request's own list.
+            answers[request.request_id].prompt_logprobs = request.prompt_logprobs
+            self.built.engine.submit(request)
         running = set(answers)
         while running:
             for event in self._events.get(timeout=120).events:

@@ -154,8 +154,11 @@ class CudaBackend:
         """x [T, K] -> float32[T, V], in memory that the next step writes again."""
         assert isinstance(weight, CudaLinear)
         rows, width = x.shape[0], weight.out_features
-        self.reserve_logits(rows, width)
-        return weight.forward_float32(x, self._logits[: rows * width].view(rows, width))
+        # Graphs hold the reserved memory, so it is never replaced; larger steps are seldom.
+        memory = self._logits
+        if rows * width > len(memory):
+            memory = torch.empty(rows * width, dtype=torch.float32, device=self.device)
+        return weight.forward_float32(x, memory[: rows * width].view(rows, width))
 
     def embedding(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """token_ids int32[T] -> new [T, E]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.errors import EngineError
+from engine.runner.cuda.foretold import ForetoldValues
 from engine.runner.cuda.sampler import Drawn
 from engine.step import Logprobs, SampledToken, ScheduledRow, StepResult
 
@@ -12,8 +13,16 @@ from engine.step import Logprobs, SampledToken, ScheduledRow, StepResult
 class CudaPendingStep:
     """Results on their way to pinned memory, and the event that says that they are there."""
 
-    def __init__(self, sampled: tuple[ScheduledRow, ...], drawn: Drawn | None) -> None:
+    def __init__(
+        self,
+        sampled: tuple[ScheduledRow, ...],
+        drawn: Drawn | None,
+        foretold: ForetoldValues | None = None,
+    ) -> None:
         """Start the copies on the current stream."""
+        self._foretold = foretold
+        if foretold is not None:
+            self._foretold_values, self._foretold_ids = _to_host(foretold.values), _to_host(foretold.ids)
         self._request_ids = [row.request.request_id for row in sampled]
         self._wishes = [row.request.sampling.logprobs for row in sampled]
         self._tokens = self._values = self._ids = None
@@ -31,8 +40,13 @@ class CudaPendingStep:
             EngineError: a row's logits hold NaN or infinity.
         """
         self._done.synchronize()
+        prompts = (
+            {}
+            if self._foretold is None
+            else self._foretold.by_request(self._foretold_values, self._foretold_ids)
+        )
         if self._tokens is None:
-            return StepResult({})
+            return StepResult({}, prompts)
         sampled = {}
         for index, (request_id, token_id) in enumerate(
             zip(self._request_ids, self._tokens.tolist(), strict=True)
@@ -40,7 +54,7 @@ class CudaPendingStep:
             if token_id < 0:
                 raise EngineError(f"the model gave logits that are not finite, for {request_id!r}")
             sampled[request_id] = SampledToken(token_id, self._logprobs(index))
-        return StepResult(sampled)
+        return StepResult(sampled, prompts)
 
     def _logprobs(self, index: int) -> Logprobs | None:
         wish = self._wishes[index]

@@ -23,6 +23,7 @@ from engine.models.transformer import Transformer
 from engine.runner.block_store import move_blocks
 from engine.runner.cuda.batch import Batch, build_batch, decodes_first
 from engine.runner.cuda.block_store import PinnedBlockStore
+from engine.runner.cuda.foretold import ForetoldValues, foretold
 from engine.runner.cuda.graphs import DecodeGraphs, ladder
 from engine.runner.cuda.pending import CudaPendingStep
 from engine.runner.cuda.sampler import DeviceSampler, Drawn
@@ -32,6 +33,7 @@ from engine.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from engine.step import BlockCopy, ScheduledRow, SchedulerOutput
 
 _PADDING_BYTES = 1024
+_TOKEN_BYTES = 16  # its id, and what log-probabilities of prompts need
 _SAMPLE_BYTES = 128  # of a sampled row in the staging buffer, its parameters included
 _LIST_BYTES = (2 * MAX_LOGIT_BIAS + 2 * MAX_STOP_TOKEN_IDS) * 4  # of a sampled row: logit bias, masked tokens
 
@@ -62,7 +64,7 @@ class CudaRunner:
         self._buffers = StepBuffers.create(max_tokens, max_rows, max_blocks, device)
         edits = max_rows * max_blocks * 8
         rows = max_rows * (ROW.itemsize + _SAMPLE_BYTES + _LIST_BYTES + 4 * num_words(vocab_size))
-        self._staging = Staging(rows + max_tokens * 4 + edits + _PADDING_BYTES, device)
+        self._staging = Staging(rows + max_tokens * _TOKEN_BYTES + edits + _PADDING_BYTES, device)
         self._prompts_apart = config.batch_invariant
         self._every_row = torch.arange(max_rows, dtype=torch.int32, device=device)
         backend.reserve_logits(max_rows, vocab_size)
@@ -82,11 +84,11 @@ class CudaRunner:
             if not output.rows:
                 self._store.join()
                 return CudaPendingStep((), None)
-            batch, drawn = self._launch(output.rows)
+            batch, drawn, values = self._launch(output.rows)
             self._store.join()
-            return CudaPendingStep(batch.sampled, drawn)
+            return CudaPendingStep(batch.sampled, drawn, values)
 
-    def _launch(self, rows: Sequence[ScheduledRow]) -> tuple[Batch, Drawn | None]:
+    def _launch(self, rows: Sequence[ScheduledRow]) -> tuple[Batch, Drawn | None, ForetoldValues | None]:
         rows, num_decodes = decodes_first(rows, self._prompts_apart)
         slots, new = self._slots.find(rows)
         for index in new:
@@ -96,34 +98,41 @@ class CudaRunner:
             padded = self._graphs.size_for(padded)
         batch = build_batch(rows, num_decodes, slots, padded)
         host_rows = self._sampler.rows(batch)
+        asked = foretold(rows, batch.sample_tokens)
         where, blocks = self._slots.take_edits()
         parts = self._staging.send(
             (
                 batch.rows,
                 batch.tokens,
-                batch.sample_tokens,
+                batch.sample_tokens if asked is None else asked.wanted,
                 batch.sample_slots,
-                *host_rows.parts,
                 np.array(where, np.int32),
                 np.array(blocks, np.int32),
+                *host_rows.parts,
+                *(() if asked is None else asked.parts),
             )
         )
-        self._state.edit(parts[-2].view(torch.int32), parts[-1].view(torch.int32))
-        logits = self._forward(batch, parts)
+        self._state.edit(parts[4].view(torch.int32), parts[5].view(torch.int32))
+        logits = self._forward(batch, parts, plain=asked is None)
+        rest = 6 + len(host_rows.parts)
+        values = None
+        if asked is not None:
+            values = ForetoldValues.compute(asked, logits, parts[rest:])
+            logits = logits.index_select(0, parts[rest].view(torch.int32))
         if not batch.sampled:
-            return batch, None
-        drawn = self._sampler.draw(logits, host_rows, parts[4:-2])
+            return batch, None, values
+        drawn = self._sampler.draw(logits, host_rows, parts[6:rest])
         self._state.outputs(parts[3].view(torch.int32), drawn.tokens)
-        return batch, drawn
+        return batch, drawn, values
 
-    def _forward(self, batch: Batch, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Logits float32[R, V] of the sampled rows."""
+    def _forward(self, batch: Batch, parts: Sequence[torch.Tensor], plain: bool) -> torch.Tensor:
+        """Logits float32[R, V] of the wanted rows; those of a `plain` step are the sampled ones."""
         self._attention.reserve(batch.num_decodes, batch.context_tokens)
         if self._graphs is not None and self._generation != self._attention.generation:
             self._graphs.drop()
             self._generation = self._attention.generation
         wanted = parts[2].view(torch.int32)
-        if self._graphs is None or not batch.is_decode:
+        if self._graphs is None or not batch.is_decode or not plain:
             return self._step(batch, parts[0], parts[1], wanted)
         logits = self._graphs.run(len(batch.rows))
         count = len(batch.sampled)
