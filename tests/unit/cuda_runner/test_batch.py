@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 from engine.request import Request
-from engine.runner.cuda.batch import build_batch
+from engine.runner.cuda.batch import build_batch, decodes_first
 from engine.runner.cuda.graphs import ladder
 from engine.runner.cuda.runner import independent_runs
 from engine.sampling_params import SamplingParams
@@ -27,7 +27,7 @@ def test_decodes_then_chunks() -> None:
         create_row(20, 4, 6, False),
         create_row(12, 9, 3, True),
     ]
-    batch = build_batch(rows, [4, 2, 0, 1, 3], len(rows))
+    batch = build_batch(rows, 3, [4, 2, 0, 1, 3], len(rows))
     assert batch.tokens.tolist() == [107, 0, 103, 104, 105, 106, 107, 108, 109, 109, 110, 111]
     assert batch.rows["slot"].tolist() == [4, 2, 0, 1, 3]
     assert batch.rows["start"].tolist() == [7, 5, 3, 4, 9]
@@ -43,7 +43,7 @@ def test_decodes_then_chunks() -> None:
 
 
 def test_empty_places_fill_a_padded_step() -> None:
-    batch = build_batch([create_row(8, 7, 1, True), create_row(3, 2, 1, True)], [5, 1], 4)
+    batch = build_batch([create_row(8, 7, 1, True), create_row(3, 2, 1, True)], 2, [5, 1], 4)
     assert batch.rows["slot"].tolist() == [5, 1, -1, -1]
     assert batch.rows["tokens"].tolist() == [1, 1, 1, 1]
     assert batch.rows["first"].tolist() == [0, 1, 2, 3]
@@ -73,3 +73,16 @@ def test_copies_run_as_if_one_after_the_other() -> None:
             blocks[[copy.dst for copy in run]] = blocks[[copy.src for copy in run]]
         assert blocks.tolist() == wanted
     assert len(independent_runs([BlockCopy(0, 0, 1), BlockCopy(0, 2, 3), BlockCopy(0, 0, 4)])) == 1
+
+
+def test_which_rows_attention_decode_serves() -> None:
+    rows = [
+        create_row(8, 7, 1, True),  # the last token of a prompt
+        create_row(5, 5, 1, True, pending=True),
+        create_row(9, 3, 1, False),
+        create_row(20, 4, 6, False),
+    ]
+    assert decodes_first(rows, prompts_apart=False) == (rows, 3)
+    ordered, count = decodes_first(rows, prompts_apart=True)
+    assert [row.start for row in ordered] == [5, 7, 3, 4]
+    assert count == 1
