@@ -1,5 +1,6 @@
 """The engine thread: commands from other threads, events, failures, stopping."""
 
+import dataclasses
 import queue
 import random
 import threading
@@ -21,7 +22,7 @@ from engine.errors import (
 from engine.events import Event, RequestCancelled, RequestFailed, ReservationGranted, StepEvents, TokenSampled
 from engine.request import Request
 from engine.sampling_params import SamplingParams
-from engine.step import SchedulerOutput
+from engine.step import PendingStep, SchedulerOutput
 from tests.support.engine_builders import (
     EOS,
     VOCAB_SIZE,
@@ -30,7 +31,7 @@ from tests.support.engine_builders import (
     create_request,
     create_requests,
 )
-from tests.support.verifying_runner import DoneStep, VerifyingRunner, expected_tokens
+from tests.support.verifying_runner import VerifyingRunner, expected_tokens
 
 TIMEOUT_S = 10.0
 
@@ -38,12 +39,12 @@ TIMEOUT_S = 10.0
 class GatedRunner(VerifyingRunner):
     """Needs a permit for each step; `entered` counts the steps that came to ask for one."""
 
-    def __init__(self, num_blocks: int) -> None:
-        super().__init__(num_blocks)
+    def __init__(self, num_blocks: int, late: bool = False) -> None:
+        super().__init__(num_blocks, late=late)
         self.permits = threading.Semaphore(1 << 30)
         self.entered = threading.Semaphore(0)
 
-    def launch(self, output: SchedulerOutput) -> DoneStep:
+    def launch(self, output: SchedulerOutput) -> PendingStep:
         permits = self.permits
         self.entered.release()
         assert permits.acquire(timeout=TIMEOUT_S)
@@ -53,13 +54,15 @@ class GatedRunner(VerifyingRunner):
 class Bench:
     """An engine and what it said."""
 
-    def __init__(self, num_blocks: int = 64, context_length: int = 1000, **config: int) -> None:
-        self.runner = GatedRunner(num_blocks)
+    def __init__(
+        self, num_blocks: int = 64, context_length: int = 1000, ahead: bool = False, **config: int
+    ) -> None:
+        self.runner = GatedRunner(num_blocks, late=ahead)
         self.steps: list[StepEvents] = []
         self.events: queue.Queue[Event] = queue.Queue()
         self.raises: Exception | None = None
         self.engine = Engine(
-            create_config(**config),
+            dataclasses.replace(create_config(**config), ahead=ahead),
             self.runner,
             create_layout(),
             num_blocks,
@@ -104,9 +107,9 @@ def is_last(event: Event) -> bool:
     )
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
+@pytest.fixture(params=[False, True], ids=["synchronous", "ahead"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    bench = Bench(ahead=request.param)
     bench.engine.start()
     yield bench
     bench.engine.stop()
