@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
+import time
 from collections.abc import AsyncIterator, Callable
 
 from baton.aio import AsyncClient
@@ -22,6 +24,7 @@ from loadtest.sizing.profile import Profile
 BATCHES = (1, 4, 12)
 _PROMPTS = 40
 _STREAM_TOKENS = 48
+_ROUND_TRIPS = 20
 _SETTLE_S = 0.3
 
 
@@ -47,16 +50,18 @@ class Calibration:
         """Return the profile; takes about a minute."""
         prefill, decode = await self._workers()
         step_tokens = prefill.max_step_tokens
+        self._say("round trips")
+        overhead_s = await self._round_trip_s()
         self._say("prompts")
         prompts = await self._prompts()
-        overhead_s, step_s, token_s, attention_s = fit_costs(
+        # A fixed cost of a prompt looks like one of its only step; the round trip tells the two apart.
+        step_s, token_s, attention_s = fit_costs(
             [
-                [1.0] * len(prompts),
                 [float(-(-record.input_tokens // step_tokens)) for record in prompts],
                 [float(record.input_tokens) for record in prompts],
                 [record.input_tokens**2 / 2 for record in prompts],
             ],
-            [record.ttft_s or 0.0 for record in prompts],
+            [max(0.0, (record.ttft_s or 0.0) - overhead_s) for record in prompts],
         )
         handed = [record for record in prompts if record.exposed_s is not None]
         handoff_s, handoff_token_s = fit_costs(
@@ -104,6 +109,16 @@ class Calibration:
                 raise UsageError(f"target: needs exactly one {name} worker, has {len(same)}")
             found.append(same[0])
         return found[0], found[1]
+
+    async def _round_trip_s(self) -> float:
+        """Median time of a call that the gateway answers by itself."""
+        times = []
+        async with AsyncClient(self._target.removeprefix("grpc://")) as client:
+            for _ in range(_ROUND_TRIPS):
+                begun = time.perf_counter()
+                await client.workers()
+                times.append(time.perf_counter() - begun)
+        return statistics.median(times)
 
     async def _prompts(self) -> list[Record]:
         """Prompts of all lengths, one after the other; two tokens each, so that they are handed over."""
