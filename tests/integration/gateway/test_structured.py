@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,38 @@ async def test_what_cannot_be_had_is_refused_before_any_work(
     with pytest.raises(openai.BadRequestError, match=re.escape(message)) as caught:
         await client.chat.completions.create(**CHAT, extra_body=fields)
     assert param is None or caught.value.param == param
+
+
+async def test_a_lost_worker_does_not_lose_the_place_in_the_grammar(tmp_path: Path) -> None:
+    model = save_tiny_llama(tmp_path / "tiny")
+    gateway = Gateway(GatewayConfig(grpc_port=0, http_port=0, model=str(model), drain_timeout_s=1.0))
+    await gateway.start()
+    sampling = SamplingParams(max_tokens=300, seed=3, grammar=Grammar(regex="([a-z][0-9]){100}!"))
+    request = GenerateRequest(text="count", sampling=sampling)
+    config = engine_config(model)
+    async with (
+        prefill_worker(config, gateway=[gateway.grpc_address]) as prefill,
+        AsyncExitStack() as first_life,
+        AsyncExitStack() as second_life,
+        grpc.aio.insecure_channel(gateway.grpc_address) as channel,
+    ):
+        lives = {
+            await life.enter_async_context(decode_worker(config, gateway=[gateway.grpc_address])): life
+            for life in (first_life, second_life)
+        }
+        await eventually(lambda: len(list(gateway.generator.registry)) == 3)
+        stub = InferenceServiceStub(channel)
+        texts: list[str] = []
+        for is_disturbed in (False, True):
+            texts.append("")
+            async for response in stub.Generate(request, timeout=60):
+                texts[-1] += response.delta.text
+                if is_disturbed and len(texts[-1]) == 21:
+                    busy = next(worker for worker in lives if worker.host.engine.stats().running)
+                    await lives.pop(busy).aclose()
+                if response.HasField("finished"):
+                    assert response.finished.handoff.retries == is_disturbed
+        assert re.fullmatch("([a-z][0-9]){100}!", texts[0])
+        assert texts[1] == texts[0]
+        await all_free(prefill, *lives)
+    await gateway.stop()
