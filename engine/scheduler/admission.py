@@ -23,6 +23,8 @@ class Admission:
         self._filled = filled
         self._outbox = outbox
         self._counters = counters
+        # Reservations whose cached blocks are on their way from the host.
+        self._arriving: list[Request] = []
 
     def admit(self) -> list[Request]:
         """Give blocks to as many as there is room for; grant reservations.
@@ -30,6 +32,7 @@ class Admission:
         Returns:
             requests that run now.
         """
+        self._grant_arrived()
         queue, running = self._roster.queue, self._roster.running
         admitted: list[Request] = []
         while queue and running.num_places:
@@ -83,7 +86,17 @@ class Admission:
         )
 
     def _grant(self, request: Request) -> None:
+        """Tell of a reservation once its cached blocks are there: another worker may read them at once."""
+        if self._kv.num_ready_tokens(request) < request.num_computed_tokens:
+            self._arriving.append(request)
+            return
         block_ids = tuple(tuple(ids) for ids in request.block_ids)
         self._outbox.events.append(
             ReservationGranted(request.request_id, block_ids, request.num_cached_tokens)
         )
+
+    def _grant_arrived(self) -> None:
+        waiting, self._arriving = self._arriving, []
+        for request in waiting:
+            if request.status is RequestStatus.RESERVED:
+                self._grant(request)

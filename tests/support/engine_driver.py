@@ -109,6 +109,9 @@ class EngineDriver:
         for group, ids in enumerate(grant.block_ids):
             num_cached = grant.num_cached_tokens // self.runner.store[group].shape[1]
             self.runner.check_granted(group, ids[num_cached:])
+            # Another process may read what is cached at once, too.
+            known = fingerprints(request.token_ids[: grant.num_cached_tokens], request.cache_salt)
+            assert self.runner.read(group, ids, grant.num_cached_tokens) == known
         self.runner.fill(request, grant.block_ids, grant.num_cached_tokens)
 
     def _check_filled(self, event: BlocksFilled) -> None:

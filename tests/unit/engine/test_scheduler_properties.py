@@ -121,7 +121,7 @@ class RandomWorkload:
 
     def _commit_some(self) -> None:
         for request in [r for r in self.reserved if r.status is RequestStatus.RESERVED]:
-            if self.rng.random() < 0.3:
+            if request.request_id in self.driver.granted and self.rng.random() < 0.3:
                 self.reserved.remove(request)
                 first = self.expected[request.request_id][0]
                 if self.kinds[request.request_id] == "in_place":
