@@ -214,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
         }
         for (int i = 0; i < 2; ++i) {
             barrier_init(shared_address(&bars.full_item[i]), 1);
-            barrier_init(shared_address(&bars.empty_item[i]), kConsumers * 128);
+            barrier_init(shared_address(&bars.empty_item[i]), kConsumers * 4);
         }
         barrier_init_fence();
     }
@@ -337,7 +337,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention_prefill_sm90
             barrier_wait(shared_address(&bars.full_item[item_slot]), item_phase);
             const int4 item = bars.item[item_slot];
             const int head = bars.head[item_slot];
-            barrier_arrive(shared_address(&bars.empty_item[item_slot]));
+            __syncwarp();
+            if (lane == 0) barrier_arrive(shared_address(&bars.empty_item[item_slot]));
             item_slot ^= 1;
             if (item_slot == 0) item_phase ^= 1;
             if (item.x < 0) break;
