@@ -204,7 +204,8 @@ class LocalCluster:
         """
         self._reported.add(worker.pid)
         worker.terminate()
-        assert worker.role != "gateway" and worker.role != "vault"
+        assert worker.role != "gateway"
+        assert worker.role != "vault"
         flags = list(worker.flags)
         flags[flags.index("--worker-id") + 1] = name = self._next_name(worker.role)
         new = self._spawn(name, worker.role, flags)

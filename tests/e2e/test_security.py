@@ -190,9 +190,11 @@ def test_strangers_do_not_reach_workers_or_the_registry(secure: Secure, tmp_path
                 str(certs / f"{name}.key"),
                 "worker.baton",
             )
-        with credentials.channel(worker.address) as channel, pytest.raises(grpc.RpcError) as caught:
-            request = decode_pb2.DecodeServiceCancelRequest(request_id="x")
-            decode_pb2_grpc.DecodeServiceStub(channel).Cancel(request, timeout=5)
+        request = decode_pb2.DecodeServiceCancelRequest(request_id="x")
+        with credentials.channel(worker.address) as channel:
+            cancel = decode_pb2_grpc.DecodeServiceStub(channel).Cancel
+            with pytest.raises(grpc.RpcError) as caught:
+                cancel(request, timeout=5)
         assert caught.value.code() is code  # type: ignore[attr-defined]
     wait_until(lambda: "CERTIFICATE_VERIFY_FAILED" in worker.log.read_text())
     assert '"message": "peer refused"' in worker.log.read_text()
