@@ -63,9 +63,12 @@ class KVMachine(RuleBasedStateMachine):
         admitted = self._admit(request, leave=0)
         if admitted is request:
             self.memory.fill(request, request.block_ids, request.num_computed_tokens)
+            (_, ready), (since, cached) = self.computed[request.request_id]
             request.num_computed_tokens = len(tokens)
-            self.computed[request.request_id] = [(0, len(tokens))]
-            self.kv.register(request, len(tokens))
+            # What comes from the host comes with a step; nobody commits before.
+            entries = [(0, len(tokens))] if ready == cached else [(0, ready), (since, len(tokens))]
+            self.computed[request.request_id] = entries
+            self.kv.register(request, self._num_there(request))
         return admitted
 
     def _admit(self, request: Request, leave: int):
