@@ -76,17 +76,27 @@ class CudaRunner:
 
     @torch.inference_mode()
     def launch(self, output: SchedulerOutput) -> CudaPendingStep:
-        """Start one step. Modifies the KV of the copied blocks and of the scheduled slots, nothing else."""
+        """Start one step. Modifies the KV of the copied blocks and of the scheduled slots, nothing else.
+
+        A launch that raises leaves nothing running: the blocks of its rows may be given away at once.
+        """
         with torch.cuda.stream(self._stream):
-            self._slots.forget(output.finished_request_ids)
-            move_blocks(output, self._store)
-            self._copy(output.copies)
-            if not output.rows:
-                self._store.join()
-                return CudaPendingStep((), None)
-            batch, drawn, values = self._launch(output.rows)
+            try:
+                return self._start(output)
+            except BaseException:
+                torch.cuda.synchronize()
+                raise
+
+    def _start(self, output: SchedulerOutput) -> CudaPendingStep:
+        self._slots.forget(output.finished_request_ids)
+        move_blocks(output, self._store)
+        self._copy(output.copies)
+        if not output.rows:
             self._store.join()
-            return CudaPendingStep(batch.sampled, drawn, values)
+            return CudaPendingStep((), None)
+        batch, drawn, values = self._launch(output.rows)
+        self._store.join()
+        return CudaPendingStep(batch.sampled, drawn, values)
 
     def _launch(self, rows: Sequence[ScheduledRow]) -> tuple[Batch, Drawn | None, ForetoldValues | None]:
         rows, num_decodes = decodes_first(rows, self._prompts_apart)
