@@ -181,9 +181,16 @@ class ZmqLink:
             on_lost()
 
     def send(self, header: bytes, payload: Payload = b"") -> None:
-        """Send a frame; the payload of a block is not copied."""
-        self._socket.send(header, zmq.SNDMORE)
-        self._socket.send(payload, copy=False)
+        """Send a frame; the payload of a block is not copied. Without a connection it is dropped.
+
+        A handshake that failed leaves a socket that waits for ever to send; that the link is
+        lost, on_lost says.
+        """
+        try:
+            self._socket.send(header, zmq.SNDMORE | zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        self._socket.send(payload, zmq.NOBLOCK, copy=False)
 
     def close(self, linger_ms: int) -> None:
         """Disconnect."""

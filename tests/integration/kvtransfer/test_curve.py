@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ import zmq
 
 from kvtransfer.curve import WELCOME_S, CurveKeys, Welcome
 from kvtransfer.errors import InvalidPeerError, TransferError, TransportUnavailableError
+from kvtransfer.io_loop import IoLoop
 from kvtransfer.receiver import Receiver
 from kvtransfer.region import Region
 from kvtransfer.sender import Sender
+from kvtransfer.zmq_tcp import ZmqLink
 
 BLOCKS = [[2, 0]]
 
@@ -150,3 +155,41 @@ def test_a_sender_that_is_named_no_more_is_forgotten() -> None:
 def test_secrets_do_not_show() -> None:
     keys = CurveKeys.generate()
     assert keys.secret not in repr(keys)
+
+
+class Readers:
+    """What a link needs of its loop, driven by hand."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+
+    def add_reader(self, socket: object, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def remove_reader(self, socket: object) -> None:
+        pass
+
+
+def test_nobody_waits_to_send_where_no_handshake_succeeded(pair: Pair) -> None:
+    keys, lost = CurveKeys.generate(), threading.Event()
+    loop, context = Readers(), zmq.Context[zmq.Socket[bytes]]()
+    link = ZmqLink(
+        cast(IoLoop, loop),
+        context,
+        pair.receiver.peer.endpoint,
+        lambda header, payload: None,
+        lost.set,
+        keys,
+        CurveKeys.generate().public,
+    )
+    deadline = time.monotonic() + 5
+    while not lost.is_set() and time.monotonic() < deadline:
+        with contextlib.suppress(zmq.Again):
+            loop.callbacks[1]()
+    assert lost.is_set()
+    sender = threading.Thread(target=link.send, args=(b"header", b"payload"), daemon=True)
+    sender.start()
+    sender.join(2)
+    assert not sender.is_alive()
+    link.close(0)
+    context.term()
