@@ -13,13 +13,10 @@ from baton.v1.inference_pb2 import Usage
 from baton.v1.sampling_pb2 import TokenLogprob, TokenLogprobs
 from services.common.ids import new_id
 from services.gateway.http.logprobs import clamp, show_token
-from services.gateway.http.values import Json, dump_line
+from services.gateway.http.values import Json, dump_line, quote_line
 from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.message import MessagePart
 from services.gateway.text.tokenizer import Tokenizer
-
-# What json.dumps does to a text with ensure_ascii off.
-_quote = json.encoder.encode_basestring
 
 
 @dataclass(slots=True)
@@ -91,7 +88,7 @@ class Head:
     def text_event(self, index: int, text: str, tail: str = "") -> bytes:
         """Return what `event` would of a choice that is text and nothing else; most events are."""
         before, after = self._format.text_frame
-        shown = _quote(text)
+        shown = quote_line(text)
         return (
             f'data: {self._chunk_head}, "choices": [{{"index": {index}, {before}{shown}{after}}}]{tail}}}\n\n'
         ).encode()

@@ -11,7 +11,19 @@ Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 _LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
+# What json.dumps does to a text with ensure_ascii off.
+_quote = json.encoder.encode_basestring
+
+
 def dump_line(value: Json) -> str:
     """Return JSON that no reader of lines cuts."""
-    text = json.dumps(value, ensure_ascii=False)
+    return _one_line(json.dumps(value, ensure_ascii=False))
+
+
+def quote_line(text: str) -> str:
+    """Return what dump_line would of a text, sooner."""
+    return _one_line(_quote(text))
+
+
+def _one_line(text: str) -> str:
     return text if text.isascii() else text.translate(_LINE_ENDS)
