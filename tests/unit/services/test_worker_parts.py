@@ -42,6 +42,7 @@ def test_every_sampling_field_arrives() -> None:
         ignore_eos=True,
         min_tokens=2,
         logprobs=0,
+        prompt_logprobs=5,
     )
     params = sampling_params(message)
     for field in dataclasses.fields(params):
