@@ -262,6 +262,9 @@ class Reservations:
                 if event.finish_reason is not None:
                     self._drop(reservation)
                 return token_event(reservation.request_id, event)
+            case TokenSampled() if event.finish_reason is not None:
+                # It ended by itself while it was being cancelled: no RequestCancelled follows.
+                self._drop(reservation)
             case ReservationGranted() if reservation.phase is Phase.QUEUED:
                 self._on_granted(reservation, event)
             case RequestFailed():
