@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from engine.errors import InvalidRequestError
-from services.both.config import BothConfig
 from services.common.config import parse_config
+from services.decode.config import DecodeConfig
 
 DESCRIPTION = "Computes prompts and generates their tokens on one engine: nothing is handed over."
 
@@ -15,7 +15,7 @@ DESCRIPTION = "Computes prompts and generates their tokens on one engine: nothin
 def main(argv: Sequence[str]) -> int:
     """Run until SIGTERM; returns the exit status."""
     config = parse_config(
-        BothConfig, "both", argv, description=DESCRIPTION, errors=(ValueError, InvalidRequestError)
+        DecodeConfig, "both", argv, description=DESCRIPTION, errors=(ValueError, InvalidRequestError)
     )
     # Imported after the flags are read, so that --help is quick.
     from services.both.worker import make_worker

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.both.config import BothConfig
 from services.both.servicer import BothServicer
+from services.decode.config import DecodeConfig
 from services.decode.worker import make_servicer as make_decode
 from services.prefill.worker import make_servicer as make_prefill
 from services.worker.engine_host import EngineHost
@@ -11,7 +11,7 @@ from services.worker.metrics import WorkerMetrics
 from services.worker.runtime import Identity, Worker
 
 
-def make_worker(config: BothConfig) -> Worker:
+def make_worker(config: DecodeConfig) -> Worker:
     """Bind the port; the rest comes with `start`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Configuration of a decode worker."""
+"""Configuration of a worker that decodes: a decode worker, or a co-located one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LeaseConfig:
 
 @dataclass(frozen=True, slots=True)
 class DecodeConfig:
-    """All settings of `baton serve decode`."""
+    """All settings of `baton serve decode`, and of `baton serve both`."""
 
     server: ServerConfig
     worker: WorkerConfig

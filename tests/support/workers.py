@@ -11,7 +11,6 @@ from pathlib import Path
 from baton.v1 import decode_pb2, decode_pb2_grpc, kv_pb2, prefill_pb2, prefill_pb2_grpc, sampling_pb2
 from engine.config import EngineConfig
 from engine.stats import EngineStats
-from services.both.config import BothConfig
 from services.both.worker import make_worker as make_both
 from services.common.channel import open_channel
 from services.common.server import ServerConfig
@@ -86,7 +85,7 @@ async def both_worker(
     """Run a co-located worker."""
     worker_config = WorkerConfig(gateway=tuple(gateway), transports=tuple(transports))
     worker = make_both(
-        BothConfig(ServerConfig(metrics_port=metrics_port), worker_config, engine, leases or LeaseConfig())
+        DecodeConfig(ServerConfig(metrics_port=metrics_port), worker_config, engine, leases or LeaseConfig())
     )
     async with _running(worker):
         yield worker

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from services.both.config import BothConfig
 from services.common.config import parse_config
 from services.decode.config import DecodeConfig
 from services.gateway.config import GatewayConfig
 from services.prefill.config import PrefillConfig
 
 ROOT = Path(__file__).parents[3]
-CONFIGS = {"gateway": GatewayConfig, "prefill": PrefillConfig, "decode": DecodeConfig, "both": BothConfig}
+CONFIGS = {"gateway": GatewayConfig, "prefill": PrefillConfig, "decode": DecodeConfig, "both": DecodeConfig}
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
@@ -124,7 +123,7 @@ def test_ports_of_images_chart_and_scrapes_agree():
 def test_images_start_a_co_located_worker_that_others_can_reach(target):
     environment = image_environment(target)
     flags = ["--model=/models/m", "--model-name=m", "--insecure"]
-    config = parse_config(BothConfig, "both", flags, environ=environment)
+    config = parse_config(DecodeConfig, "both", flags, environ=environment)
     assert config.server.host == "0.0.0.0"
     assert str(config.server.port) == environment["BATON_DECODE_PORT"]
     assert str(config.worker.kv_port) == environment["BATON_DECODE_KV_PORT"]
