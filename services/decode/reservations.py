@@ -255,25 +255,24 @@ class Reservations:
         self, reservation: Reservation, event: Event, at: float
     ) -> decode_pb2.TokenEvent | None:
         """Follow one event; returns what the gateway is to be told on its stream."""
+        told = None
         match event:
             case TokenSampled() if reservation.phase is Phase.COMPUTING:
                 self._on_first_token(reservation, event, at)
             case TokenSampled() if reservation.phase is Phase.RUNNING:
-                if event.finish_reason is not None:
-                    self._drop(reservation)
-                return token_event(reservation.request_id, event)
-            case TokenSampled() if event.finish_reason is not None:
-                # It ended by itself while it was being cancelled: no RequestCancelled follows.
-                self._drop(reservation)
+                told = token_event(reservation.request_id, event)
             case ReservationGranted() if reservation.phase is Phase.QUEUED:
                 self._on_granted(reservation, event)
             case RequestFailed():
-                return self._on_request_failed(reservation, event)
+                told = self._on_request_failed(reservation, event)
             case RequestCancelled():
                 self._drop(reservation)
             case _:
                 pass
-        return None
+        if isinstance(event, TokenSampled) and event.finish_reason is not None:
+            # In any phase: of one that ends by itself while it is cancelled, no RequestCancelled follows.
+            self._drop(reservation)
+        return told
 
     def _on_granted(self, reservation: Reservation, event: ReservationGranted) -> None:
         try:
@@ -290,8 +289,6 @@ class Reservations:
         if event.finish_reason is None:
             reservation.phase = Phase.RUNNING
             reservation.begin_decode()
-        else:
-            self._drop(reservation)
         if not reservation.in_place.first.done():
             reservation.in_place.first.set_result(FirstToken(event, at))
 
