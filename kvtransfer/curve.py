@@ -87,6 +87,20 @@ class Welcome:
             return self._named.get(key, float("-inf")) > self._clock() - WELCOME_S
 
 
+class SparseWarning:
+    """Logs at most one warning a second: whoever can reach a port could fill the log."""
+
+    def __init__(self) -> None:
+        self._logged = float("-inf")
+
+    def __call__(self, message: str, *args: object) -> None:
+        """Log `message` with its arguments, or drop it."""
+        now = time.monotonic()
+        if now - self._logged > _LOG_EVERY_S:
+            self._logged = now
+            logger.warning(message, *args)
+
+
 class Doorkeeper:
     """Answers libzmq's question (ZAP) whether a client's key is welcome; logs those that are not.
 
@@ -95,7 +109,7 @@ class Doorkeeper:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], welcome: Welcome) -> None:
         self._welcome = welcome
-        self._logged = float("-inf")
+        self._warn = SparseWarning()
         self.socket: zmq.Socket[bytes] = context.socket(zmq.REP)
         self.socket.linger = 0
         self.socket.bind(_ZAP_ENDPOINT)
@@ -109,9 +123,7 @@ class Doorkeeper:
         if key in self._welcome:
             self.socket.send_multipart([version, number, b"200", b"OK", key.encode(), b""])
             return
-        if (now := time.monotonic()) - self._logged > _LOG_EVERY_S:
-            self._logged = now
-            logger.warning("refused a sender at %s: its CURVE key %s is not of a listed worker", address, key)
+        self._warn("refused a sender at %s: its CURVE key %s is not of a listed worker", address, key)
         self.socket.send_multipart([version, number, b"400", b"key not listed", b"", b""])
 
     def close(self) -> None:
@@ -131,16 +143,14 @@ class HandshakeMonitor:
         """
         self._guarded = guarded
         self._what = what
-        self._logged = float("-inf")
+        self._warn = SparseWarning()
         self.socket: zmq.Socket[bytes] = guarded.get_monitor_socket(events | _FAILURES)
 
     def read(self) -> int:
         """Take one event and return it; a failed handshake is logged."""
         event = int(recv_monitor_message(self.socket, zmq.NOBLOCK)["event"])
-        now = time.monotonic()
-        if event & _FAILURES and now - self._logged > _LOG_EVERY_S:
-            self._logged = now
-            logger.warning("a CURVE handshake with %s failed: no key, or a wrong one", self._what)
+        if event & _FAILURES:
+            self._warn("a CURVE handshake with %s failed: no key, or a wrong one", self._what)
         return event
 
     def close(self) -> None:
