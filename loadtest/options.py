@@ -46,6 +46,7 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is sent")
     _flag(what, "--input", f"tokens of a prompt: {FORMS}")
     _flag(what, "--output", "tokens of an answer, likewise")
+    _flag(what, "--lengths", "draw both from a trace's rows, without its times", metavar="FILE")
     _flag(what, "--corpus", "cut prompts from the texts of a file or folder, not from random token ids")
     _flag(what, "--chars-per-token", "of the corpus", type=float)
     _flag(what, "--first-token", "lowest random token id", type=int)

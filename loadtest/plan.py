@@ -64,10 +64,13 @@ class Plan:
         self._output = Lengths.parse(scenario.output)
         self._rows: list[TraceRow] = []
         self._times: list[float] = []
+        self._lengths: list[TraceRow] = []
+        scale = TraceScale(
+            scenario.time_scale, scenario.length_scale, scenario.max_input, scenario.max_output
+        )
+        if scenario.lengths:
+            self._lengths = read_trace(Path(scenario.lengths), scale)
         if scenario.trace:
-            scale = TraceScale(
-                scenario.time_scale, scenario.length_scale, scenario.max_input, scenario.max_output
-            )
             rows = read_trace(Path(scenario.trace), scale)
             limit = scenario.duration_s or float("inf")
             self._rows = [row for row in rows if row.at_s < limit][: scenario.requests or None]
@@ -136,7 +139,11 @@ class Plan:
     def _made(self, stream: int, turn: int = 0) -> TraceRow:
         scenario = self._scenario
         random = np.random.default_rng([scenario.seed, _LENGTHS, stream, *([turn] if turn else [])])
-        input_tokens, output_tokens = self._input.draw(random), self._output.draw(random)
+        if self._lengths:
+            row = self._lengths[int(random.integers(len(self._lengths)))]
+            input_tokens, output_tokens = row.input_tokens, row.output_tokens
+        else:
+            input_tokens, output_tokens = self._input.draw(random), self._output.draw(random)
         prefix = min(scenario.prefix_tokens, input_tokens)
         return TraceRow(
             0.0, input_tokens, output_tokens, (stream % scenario.prefix_groups,) if prefix else (), prefix

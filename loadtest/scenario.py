@@ -29,6 +29,8 @@ class Scenario:
         requests: nothing is sent after so many; 0: no limit.
         warmup_s: requests due earlier are sent, but not measured.
         input, output: lengths (lengths.FORMS); a trace has its own.
+        lengths: path of a trace that lengths alone are drawn from, prompt and answer of one row together;
+            empty: by `input` and `output`. length_scale, max_input and max_output hold.
         corpus: file or folder of text that prompts are cut from; empty: random token ids.
         chars_per_token: of the corpus.
         first_token, last_token: random ids are drawn from these, both included.
@@ -65,6 +67,7 @@ class Scenario:
     warmup_s: float = 0.0
     input: str = "fixed:128"
     output: str = "fixed:64"
+    lengths: str = ""
     corpus: str = ""
     chars_per_token: float = 4.0
     first_token: int = 1000
@@ -106,7 +109,10 @@ class Scenario:
         _check(
             not (self.api == "chat" and not self.corpus), "api", "chat needs a corpus: ids cannot be a turn"
         )
-        _check(not (self.trace and not Path(self.trace).exists()), "trace", f"no such file: {self.trace}")
+        _check(not (self.trace and self.lengths), "lengths", "a trace that is replayed has its own")
+        for name in ("trace", "lengths"):
+            path = getattr(self, name)
+            _check(not path or Path(path).exists(), name, f"no such file: {path}")
         Lengths.parse(self.input)
         Lengths.parse(self.output)
 

@@ -51,8 +51,10 @@ def describe(scenario: Scenario) -> str:
     else:
         how = f"open loop, {scenario.rate:g} requests/s, {scenario.arrivals} arrivals"
         how += f", to {scenario.ramp_to:g}/s" if scenario.ramp_to else ""
-    lengths = "" if scenario.trace else f" · {scenario.input} in, {scenario.output} out"
-    return f"{scenario.target} · {how}{lengths}"
+    lengths = f"{scenario.input} in, {scenario.output} out"
+    if scenario.lengths:
+        lengths = f"lengths of {scenario.lengths.rpartition('/')[2]}"
+    return f"{scenario.target} · {how}" + ("" if scenario.trace else f" · {lengths}")
 
 
 def _tiles(result: Result) -> str:

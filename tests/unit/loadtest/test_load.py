@@ -72,6 +72,20 @@ def test_azure_rows_are_ordered_and_scaled(tmp_path: Path) -> None:
     assert [(row.input_tokens, row.output_tokens) for row in rows] == [(374, 44), (10, 1), (380, 50)]
 
 
+def test_lengths_of_a_trace_come_in_pairs_at_any_rate(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv"
+    trace.write_text(AZURE)
+    plan = Plan(Scenario(URL, rate=50, requests=200, lengths=str(trace), max_output=50))
+    requests = [plan.request(index) for index in range(200)]
+    drawn = [(request.input_tokens, request.output_tokens) for request in requests]
+    assert set(drawn) == {(374, 44), (396, 50), (10, 1)}
+    assert min(drawn.count(pair) for pair in set(drawn)) > 40
+    assert requests[-1].at_s == pytest.approx(4.0, rel=0.3)
+    assert not requests[0].hash_ids
+    with pytest.raises(UsageError, match="its own"):
+        Scenario(URL, trace=str(trace), lengths=str(trace))
+
+
 def test_mooncake_blocks_become_shared_prefixes(tmp_path: Path) -> None:
     trace = tmp_path / "t.jsonl"
     trace.write_text(MOONCAKE)
