@@ -12,6 +12,7 @@ where to register while the gateway is still starting.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import ssl
 import tempfile
@@ -48,6 +49,8 @@ class LocalCluster:
         host: where the gateway listens; workers listen on loopback.
         grpc_port, http_port: of the gateway; 0: a free one.
         gateway_args, prefill_args, decode_args, both_args: more flags for each service of that kind.
+        gpus: numbers of the GPUs that workers get by turns, in the order in which they are started; empty:
+            none is named to them.
         gateway_processes: processes that share the gateway's ports.
         certs: folder made by `baton certs`: TLS, mutual TLS and CURVE; None: everything is open.
         keys_file: file of API keys that the gateway asks for; None: it asks for none.
@@ -76,6 +79,7 @@ class LocalCluster:
         prefill_args: Sequence[str] = (),
         decode_args: Sequence[str] = (),
         both_args: Sequence[str] = (),
+        gpus: Sequence[int] = (),
         gateway_processes: int = 1,
         certs: Path | None = None,
         keys_file: Path | None = None,
@@ -98,6 +102,7 @@ class LocalCluster:
             "decode": decode_args,
             "both": both_args,
         }
+        self._gpus = itertools.cycle(gpus)
         self._host = host
         self._ports = _free_ports(grpc_port, http_port)
         self._processes = gateway_processes
@@ -274,6 +279,8 @@ class LocalCluster:
         gateways = ",".join(self._registry_addresses)
         flags = ["--gateway", gateways, "--worker-id", name, "--host", LOOPBACK, "--port", "0"]
         flags += self._peer_flags("worker")
+        if (gpu := next(self._gpus, None)) is not None:
+            flags += ["--gpu", str(gpu)]
         worker = self._spawn(name, role, [*flags, *self._model_flags(self._model), *self._args[role], *args])
         self.workers.append(worker)
         return worker

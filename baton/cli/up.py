@@ -57,6 +57,7 @@ def add_cluster_flags(options: Options) -> None:
     options.value("--model", models.DEFAULT_MODEL, "directory, GGUF file, or name of a model to fetch")
     options.value("--model-name", "", "name to serve it under (default: the last part of --model)")
     options.value("--tokenizer", "", "directory with tokenizer.json (default: --model's)", metavar="DIR")
+    options.value("--gpus", "", "numbers of the GPUs that workers get by turns, as in 0,1", _numbers)
     for kind in ("gateway", "prefill", "decode", "both"):
         options.value(f"--{kind}-args", "", f"more flags for `baton serve {kind}`, in quotes", shlex.split)
 
@@ -103,6 +104,7 @@ def start_cluster(
             host=host,
             grpc_port=grpc_port,
             http_port=http_port,
+            gpus=args.gpus,
             gateway_processes=getattr(args, "gateway_processes", 1),
             certs=_path(getattr(args, "certs", "")),
             keys_file=_path(getattr(args, "keys_file", "")),
@@ -203,6 +205,10 @@ def _preferred(asked: int | None, usual: int) -> int:
 
 def _port(text: str) -> int | None:
     return port(text) if text else None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

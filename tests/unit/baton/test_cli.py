@@ -14,6 +14,8 @@ from baton.cli.figures import Stopwatch, size, summary
 from baton.cli.main import COMMANDS, main
 from baton.cli.options import Options, at_least, gateway_address, port
 from baton.client import DEFAULT_ADDRESS
+from baton.cluster import LocalCluster
+from baton.errors import ClusterError
 from baton.v1.inference_pb2 import Delta, Finished, Handoff, Usage
 from baton.v1.sampling_pb2 import FinishReason
 
@@ -171,3 +173,24 @@ def test_the_stopwatch_waits_for_a_token() -> None:
 )
 def test_sizes(num_bytes: int, text: str) -> None:
     assert size(num_bytes) == text
+
+
+def test_workers_get_the_gpus_by_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: dict[str, str] = {}
+
+    class Refusing:
+        def __init__(self, name: str, role: str, flags: tuple[str, ...], *rest: object) -> None:
+            started[name] = flags[flags.index("--gpu") + 1] if "--gpu" in flags else ""
+            if name == "both-0":
+                raise ClusterError("that is enough")
+            self.role, self.exit_status = role, 0
+
+        def terminate(self) -> None: ...
+
+        def wait(self, timeout_s: float) -> bool:
+            return True
+
+    monkeypatch.setattr("baton.cluster.ServiceProcess", Refusing)
+    with pytest.raises(ClusterError, match="enough"):
+        LocalCluster(str(tmp_path), 2, 1, 1, gpus=(0, 1), run_dir=tmp_path).start()
+    assert started == {"gateway": "", "prefill-0": "0", "prefill-1": "1", "decode-0": "0", "both-0": "1"}
