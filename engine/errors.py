@@ -9,6 +9,7 @@ EngineError
 ├── UnknownRequestError      no request with that id
 ├── BlocksWithdrawnError     blocks that another worker gave may not be written any more
 ├── GrammarError             an answer cannot go on inside its grammar
+├── SamplingError            no token can be drawn for one request of a step; the others go on
 ├── StepFailedError          the runner raised; the requests of that step are lost
 └── EngineStoppedError       the engine was stopped, or died of a bug
 """
@@ -54,6 +55,10 @@ class BlocksWithdrawnError(EngineError):
 
 class GrammarError(EngineError):
     """An answer cannot go on inside its grammar: a dead end, or beyond the limits of one step."""
+
+
+class SamplingError(EngineError):
+    """No token can be drawn for one request of a step, which is failed with this; the others go on."""
 
 
 class StepFailedError(EngineError):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from engine.errors import SamplingError
 from engine.request import Request
 
 
@@ -112,17 +113,21 @@ class SampledToken(NamedTuple):
     logprobs: Logprobs | None = None
 
 
+Draw = SampledToken | SamplingError
+"""What sampling one row gave, or why it could not; no row suffers for another."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step gave.
 
     Attributes:
-        sampled: tokens by request id; rows with `sample` only.
+        sampled: tokens by request id, or why there is none; rows with `sample` only.
         prompt_logprobs: by request id, of the tokens after those that its row ran, as far as they are the
             prompt's; rows whose request asks for them only.
     """
 
-    sampled: dict[str, SampledToken]
+    sampled: dict[str, Draw]
     prompt_logprobs: dict[str, list[Logprobs]] = field(default_factory=dict)
 
 

@@ -67,7 +67,8 @@ class KVManager:
         )
         # With a cache on the host: blocks of each group that should be there to be had without loss.
         self._reserve = max(1, num_blocks // 8)
-        self._wanted_lossless = self._reserve
+        # More of them, that a request waits for since the last `write_back`; 0: none does.
+        self._wanted_lossless = 0
         # (Group, block) that a step under way loads from the host -> that step.
         self._arriving: dict[tuple[int, int], int] = {}
         self._prefix_cache = prefix_cache
@@ -132,14 +133,14 @@ class KVManager:
     @property
     def admission_waits(self) -> bool:
         """Whether a request waits since the last `write_back` for prefixes to be saved."""
-        return self._wanted_lossless > self._reserve
+        return self._wanted_lossless > 0
 
     def write_back(self) -> None:
         """Let the next step save prefixes that are to be evicted soon."""
+        wanted, self._wanted_lossless = max(self._wanted_lossless, self._reserve), 0
         for group, (pool, cache) in enumerate(zip(self._pools, self._host.caches, strict=True)):
             if cache.num_blocks:
-                self._host.write_back(group, pool, self._wanted_lossless, self._step + 1)
-        self._wanted_lossless = self._reserve
+                self._host.write_back(group, pool, wanted, self._step + 1)
 
     def fits(self, num_slots: int) -> bool:
         """Whether a request of so many tokens fits an empty pool."""
@@ -275,6 +276,24 @@ class KVManager:
         request.num_computed_tokens = end
         return end - start
 
+    def names(self, request: Request, start: int, end: int) -> list[bytes]:
+        """Return the names under which the cache will have tokens[start:end], one a `unit` that they fill."""
+        if not self._prefix_cache or request.given is not None:
+            return []
+        size = self._groups[0].block_size
+        first, last = -(-start // self.unit), end // self.unit
+        return [
+            self._prefixes.block_hash(request, 0, (index + 1) * self.unit // size - 1)
+            for index in range(first, last)
+        ]
+
+    def adoptable_names(self, request: Request, end: int) -> list[bytes]:
+        """Return the names of what `adopt` could give of the tokens from num_computed_tokens to `end`."""
+        start = request.num_computed_tokens
+        if start % self.unit or request.sampling.prompt_logprobs is not None:
+            return []
+        return self.names(request, start, min(end, request.num_tokens - 1))
+
     def grow(self, request: Request, num_slots: int) -> list[BlockCopy]:
         """Make the slots from num_computed_tokens up to `num_slots` writable; sets num_writable_slots.
 
@@ -340,6 +359,21 @@ class KVManager:
                 if not pool.is_cached(block_id):
                     pool.register(block_id, self._prefixes.block_hash(request, index, position))
             table.num_registered[index] = max(table.num_registered[index], num_full)
+
+    def distrust(self, request: Request) -> None:
+        """Take a request's blocks out of the prefix cache, the host's too: they may hold nonsense.
+
+        Others that hold them keep them.
+        """
+        if not self._prefix_cache:
+            return
+        for index, (group, pool) in enumerate(zip(self._groups, self._pools, strict=True)):
+            for position in range(request.num_tokens // group.block_size):
+                block_hash = self._prefixes.block_hash(request, index, position)
+                for tier in (pool, self._host.caches[index]):
+                    block_id = tier.lookup(block_hash)
+                    if block_id is not None:
+                        tier.unregister(block_id)
 
     def fork(self, parent: Request, child: Request) -> None:
         """Let a child share the blocks of its num_computed_tokens; its parent has computed as many."""

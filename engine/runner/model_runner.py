@@ -16,14 +16,14 @@ from engine.request import Request
 from engine.runner.batch import batch_metadata, sample_rows, token_ids
 from engine.runner.block_store import PlainBlockStore, move_blocks
 from engine.runner.prompt_logprobs import foretelling_rows, is_wanted, prompt_logprobs
-from engine.step import BlockCopy, Logprobs, SampledToken, SchedulerOutput, StepResult
+from engine.step import BlockCopy, Draw, Logprobs, SchedulerOutput, StepResult
 
 
 class RowSampler(Protocol):
     """Draws one token a row."""
 
-    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
-        """logits float32[R, V], one row a request."""
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[Draw]:
+        """logits float32[R, V], one row a request; no row suffers for another."""
         ...
 
     def forget(self, request_ids: Iterable[str]) -> None:

@@ -14,13 +14,14 @@ partition 30 us, random words 30 us).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.errors import EngineError
+from engine.errors import SamplingError
 from engine.grammar.bitmask import allowed_tokens, forbid
 from engine.grammar.state import Words
 from engine.request import Request
@@ -34,9 +35,12 @@ from engine.sampler.adjustments import (
 from engine.sampler.logprobs import compute_logprobs
 from engine.sampler.race import run_race
 from engine.sampler.truncation import find_floor
-from engine.step import SampledToken
+from engine.step import Draw, SampledToken
+
+_log = logging.getLogger(__name__)
 
 Row = npt.NDArray[np.float32]
+NOT_FINITE = "the model gave logits that are not finite"
 
 # A smaller one would overflow the division, and is greedy in all but name.
 _LEAST_TEMPERATURE = 1e-5
@@ -49,19 +53,19 @@ class Sampler:
         self._eos_token_ids = eos_token_ids
         self._histories: dict[str, TokenHistory] = {}
 
-    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[Draw]:
         """Draw the next token of each request. Leaves `logits` as they are.
 
         Args:
             logits: float32[R, V] on the CPU, of the last token of each request.
             requests: R; the drawn token's position is the request's num_tokens.
-        Raises:
-            EngineError: a row's logits hold NaN or infinity.
+        Returns:
+            R; an error where a row's logits hold NaN or infinity, or cannot be adjusted.
         """
         rows = logits.numpy()
         allowed = allowed_tokens(requests, rows.shape[1])
         return [
-            self._sample_row(row, request, None if allowed is None or not request.grammar else allowed[index])
+            self._try_row(row, request, None if allowed is None or not request.grammar else allowed[index])
             for index, (row, request) in enumerate(zip(rows, requests, strict=True))
         ]
 
@@ -70,13 +74,22 @@ class Sampler:
         for request_id in request_ids:
             self._histories.pop(request_id, None)
 
+    def _try_row(self, raw: Row, request: Request, allowed: Words | None) -> Draw:
+        try:
+            return self._sample_row(raw, request, allowed)
+        except SamplingError as error:
+            return error
+        except Exception as bug:
+            _log.exception("sampling of %s failed", request.request_id)
+            return SamplingError(f"sampling failed: {type(bug).__name__}: {bug}")
+
     def _sample_row(self, raw: Row, request: Request, allowed: Words | None) -> SampledToken:
         sampling = request.sampling
         row = self._adjust(raw, request, allowed)
         token_id = int(row.argmax())
         # NaN and infinity win every comparison, so the largest tells of them all.
         if not np.isfinite(row[token_id]):
-            raise EngineError(f"the model gave logits that are not finite, for {request.request_id!r}")
+            raise SamplingError(NOT_FINITE)
         if not sampling.is_greedy:
             token_id = _draw(row, token_id, request)
         if sampling.logprobs is None:

@@ -13,12 +13,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.request import Request
+from engine.scheduler.claims import Claims
 
 
 def cut_chunks(
-    requests: Sequence[Request], budget: int, max_chunk_tokens: int, unit: int, shortest_first: bool
+    requests: Sequence[Request],
+    budget: int,
+    max_chunk_tokens: int,
+    unit: int,
+    shortest_first: bool,
+    claims: Claims | None = None,
 ) -> list[tuple[Request, int]]:
-    """Cut the chunks of one step. Pure.
+    """Cut the chunks of one step. Modifies `claims`, nothing else.
 
     A chunk that does not reach the end of its request's tokens ends at a multiple of
     `unit`, unless the step would then run no chunk at all.
@@ -29,6 +35,7 @@ def cut_chunks(
         max_chunk_tokens: most tokens of one request.
         unit: tokens; a whole number of blocks.
         shortest_first: order by what is left, within a priority.
+        claims: what is computed already, for which a prompt waits; None: nothing.
     Returns:
         (request, num_tokens >= 1) in order of service; the sum is at most `budget`.
     """
@@ -48,6 +55,8 @@ def cut_chunks(
                 num_tokens -= surplus
             elif chunks:
                 continue
+        if claims is not None and not claims.take(request, num_tokens):
+            continue
         chunks.append((request, num_tokens))
         budget -= num_tokens
     return chunks

@@ -29,7 +29,7 @@ import logging
 from collections import Counter
 
 from engine.config import EngineConfig
-from engine.errors import EngineError, OutOfBlocksError, QueueFullError
+from engine.errors import EngineError, OutOfBlocksError, QueueFullError, SamplingError
 from engine.events import Event, TokenSampled
 from engine.kv.block_events import BlockJournal
 from engine.kv.host_tier import NO_HOST_SLOTS, HostSlots
@@ -39,6 +39,7 @@ from engine.request import Request, RequestStatus
 from engine.scheduler.admission import Admission
 from engine.scheduler.batch import Batch
 from engine.scheduler.chunks import cut_chunks
+from engine.scheduler.claims import Claims
 from engine.scheduler.counters import Counters
 from engine.scheduler.filled_blocks import FilledBlocks
 from engine.scheduler.finish import finish_reason
@@ -205,17 +206,22 @@ class Scheduler:
                 continue
             counters.computed_tokens += num_tokens
             end = start + num_tokens
+            token = sampled[request.request_id] if sample else None
+            if isinstance(token, SamplingError):
+                # Its KV may be what is wrong: nobody else is to have it.
+                self._kv.distrust(request)
+                self.fail(request.request_id, token)
+                continue
             # A preempted one has lost what it computed, but not what it drew.
             if status is _RUNNING and (num_tokens > 1 or end % hash_unit == 0 or request.hold_blocks):
                 self._kv.register(request, end)
                 if request.hold_blocks:
                     events += self._filled.advance(request, end)
-            if not sample:
+            if token is None:
                 continue
             if request.grammar is not None and request.grammar.error is not None:
                 self.fail(request.request_id, request.grammar.error)
                 continue
-            token = sampled[request.request_id]
             token_ids = request.token_ids
             token_ids.append(token.token_id)
             request.num_sampled_tokens += 1
@@ -292,7 +298,12 @@ class Scheduler:
         for request in prompts:
             self._admission.adopt(request)
         chunks = cut_chunks(
-            prompts, budget, self._config.max_chunk_tokens, self._kv.unit, self._shortest_first
+            prompts,
+            budget,
+            self._config.max_chunk_tokens,
+            self._kv.unit,
+            self._shortest_first,
+            Claims(self._kv, (row for output in self._under_way.values() for row in output.rows)),
         )
         self._shortest_first = not self._shortest_first
         # One-token rows first, so that the decode part of a batch is one run.

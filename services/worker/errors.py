@@ -9,6 +9,7 @@ from engine.errors import (
     InvalidRequestError,
     OutOfBlocksError,
     QueueFullError,
+    SamplingError,
     StepFailedError,
     UnknownRequestError,
 )
@@ -36,6 +37,7 @@ _REASONS: tuple[tuple[type[Exception], ErrorReason], ...] = (
     (UnknownRequestError, ErrorReason.RESERVATION_GONE),
     (BlocksWithdrawnError, ErrorReason.RESERVATION_GONE),
     (EngineStoppedError, ErrorReason.WORKER_LOST),
+    (SamplingError, ErrorReason.INTERNAL),
     (StepFailedError, ErrorReason.INTERNAL),
     (InvalidPeerError, ErrorReason.INVALID_ARGUMENT),
     (InvalidTransferError, ErrorReason.INVALID_ARGUMENT),

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from engine.errors import SamplingError
 from engine.request import Request, RequestStatus
 from engine.sampler.sampler import Sampler
-from engine.step import PendingStep, SampledToken, ScheduledRow, SchedulerOutput, StepResult, SwapOut
+from engine.step import Draw, PendingStep, SampledToken, ScheduledRow, SchedulerOutput, StepResult, SwapOut
 from tests.support.engine_builders import EOS, VOCAB_SIZE
 
 POISON = -1
@@ -112,6 +113,7 @@ class VerifyingRunner:
     Attributes:
         fail_steps: so many next launches raise.
         fail_waits: so many next waits raise; the requests of those steps must have ended afterwards.
+        undrawable: requests, by id, for which no token can be drawn from now on.
         num_tokens_run: request id -> tokens run for it.
         outputs: every step that it got.
         num_wasted_rows: rows that ran although their request had ended.
@@ -129,6 +131,7 @@ class VerifyingRunner:
         self.slots = [np.full((num_host_slots, size), POISON, dtype=np.int64) for size in block_sizes]
         self.fail_steps = 0
         self.fail_waits = 0
+        self.undrawable: set[str] = set()
         self.num_tokens_run: dict[str, int] = {}
         self.outputs: list[SchedulerOutput] = []
         self.num_wasted_rows = 0
@@ -190,7 +193,11 @@ class VerifyingRunner:
             # They may be made beside the rows: as late as may be.
             self.save(output.swap_outs)
         drawn = self._sample([row for row in step.rows if row.sample], values)
-        self._drawn = {request_id: token.token_id for request_id, token in drawn.items()}
+        drawn |= {i: SamplingError("not finite") for i in self.undrawable & drawn.keys()}
+        # As on a device, a token that could not be drawn is one outside the vocabulary.
+        self._drawn = {
+            i: token.token_id if isinstance(token, SampledToken) else -1 for i, token in drawn.items()
+        }
         return StepResult(drawn)
 
     def _launch_row(self, row: ScheduledRow) -> LaunchedRow:
@@ -251,7 +258,7 @@ class VerifyingRunner:
         positions = np.arange(start, start + len(values))
         self.store[group][np.array(block_ids)[positions // size], positions % size] = values
 
-    def _sample(self, rows: Sequence[LaunchedRow], values: dict[str, int]) -> dict[str, SampledToken]:
+    def _sample(self, rows: Sequence[LaunchedRow], values: dict[str, int]) -> dict[str, Draw]:
         ids = [row.request.request_id for row in rows]
         if self._sampler is None:
             return {request_id: SampledToken(next_token(values[request_id])) for request_id in ids}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from engine.errors import EngineError
+from engine.errors import SamplingError
 from engine.runner.cuda.foretold import ForetoldValues
 from engine.runner.cuda.sampler import Drawn
-from engine.step import Logprobs, SampledToken, ScheduledRow, StepResult
+from engine.sampler.sampler import NOT_FINITE
+from engine.step import Draw, Logprobs, SampledToken, ScheduledRow, StepResult
 
 
 class CudaPendingStep:
@@ -34,11 +35,7 @@ class CudaPendingStep:
         self._done.record()
 
     def wait(self) -> StepResult:
-        """Wait for the device.
-
-        Raises:
-            EngineError: a row's logits hold NaN or infinity.
-        """
+        """Wait for the device. A row whose logits hold NaN or infinity has an error for a token."""
         self._done.synchronize()
         prompts = (
             {}
@@ -47,13 +44,14 @@ class CudaPendingStep:
         )
         if self._tokens is None:
             return StepResult({}, prompts)
-        sampled = {}
+        sampled: dict[str, Draw] = {}
         for index, (request_id, token_id) in enumerate(
             zip(self._request_ids, self._tokens.tolist(), strict=True)
         ):
             if token_id < 0:
-                raise EngineError(f"the model gave logits that are not finite, for {request_id!r}")
-            sampled[request_id] = SampledToken(token_id, self._logprobs(index))
+                sampled[request_id] = SamplingError(NOT_FINITE)
+            else:
+                sampled[request_id] = SampledToken(token_id, self._logprobs(index))
         return StepResult(sampled, prompts)
 
     def _logprobs(self, index: int) -> Logprobs | None:

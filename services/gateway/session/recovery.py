@@ -63,14 +63,19 @@ class Recovery:
             self._registry.suspect(worker)
 
     def count(self, error: BatonError) -> None:
-        """Count a failure. BatonError: too many in a row (WORKER_LOST), or trying again is no use."""
+        """Count a failure.
+
+        Raises:
+            BatonError: trying again is no use; or there were too many in a row: WORKER_LOST, or INTERNAL if
+                the last worker was there and could not compute it.
+        """
         if error.reason in FINAL_REASONS:
             raise error
         self.retries += 1
         self._in_a_row += 1
         if self._in_a_row > self._max_in_a_row:
             raise BatonError(
-                ErrorReason.WORKER_LOST,
+                ErrorReason.INTERNAL if error.reason is ErrorReason.INTERNAL else ErrorReason.WORKER_LOST,
                 f"gave up after {self._in_a_row} failures in a row; last: {error.message}",
             ) from error
 

@@ -135,6 +135,21 @@ def test_a_mask_that_takes_too_long_ends_its_request(
     assert "too complex" in str(request.grammar.error)
 
 
+def test_a_grammar_whose_library_raises_ends_its_request(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = constrained(compiler, 'start: "ab"'), constrained(compiler, 'start: "ab"')
+    monkeypatch.setattr(bad.grammar, "_matcher", None)
+    words = allowed_tokens([bad, good], VOCAB_SIZE)
+    assert words is not None
+    assert isinstance(bad.grammar.error, GrammarError)
+    assert "AttributeError" in str(bad.grammar.error)
+    assert good.grammar.error is None
+    row = np.zeros(VOCAB_SIZE, dtype=np.float32)
+    forbid(row, words[1])
+    assert np.flatnonzero(np.isfinite(row)).tolist() == ids_of("a")
+
+
 @pytest.mark.parametrize("regex", ["(a{1000}){1000}", "a{1000000}", ".*(a|b).{500}x", "(.*a){50}"])
 def test_no_expression_takes_the_engine_for_long(compiler: GrammarCompiler, regex: str) -> None:
     started_s = time.thread_time()

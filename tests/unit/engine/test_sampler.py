@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.errors import EngineError
+from engine.errors import SamplingError
 from engine.request import Request
 from engine.sampler.philox import fill_words, gumbel, philox4x32
 from engine.sampler.race import run_race
 from engine.sampler.sampler import Sampler
 from engine.sampling_params import SamplingParams
-from engine.step import Logprobs
+from engine.step import Logprobs, SampledToken
 from tests.support.engine_builders import create_request
 
 EOS = frozenset({3})
@@ -284,13 +284,26 @@ def test_history_follows_a_growing_request_and_a_reused_id() -> None:
     assert not sampler._histories
 
 
-def test_logits_that_are_not_finite_are_an_error() -> None:
-    requests = [create_request(5, name) for name in ("good", "bad")]
-    for value in (math.nan, math.inf):
-        logits = torch.zeros(2, 10)
-        logits[1, 4] = value
-        with pytest.raises(EngineError, match="not finite, for 'bad'"):
-            Sampler(EOS).sample(logits, requests)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_cost_their_row_alone(value: float) -> None:
+    requests = [create_request(5) for _ in range(3)]
+    logits = torch.zeros(3, 10)
+    logits[:, 7] = 1.0
+    logits[1, 4] = value
+    first, bad, last = Sampler(EOS).sample(logits, requests)
+    assert (first, last) == (SampledToken(7), SampledToken(7))
+    assert isinstance(bad, SamplingError)
+    assert "not finite" in str(bad)
+
+
+def test_a_row_that_cannot_be_adjusted_costs_itself_alone(caplog: pytest.LogCaptureFixture) -> None:
+    bad = create_request(5, "bad", sampling=SamplingParams(temperature=0.0, logit_bias={10: 1.0}))
+    logits = torch.zeros(2, 10)
+    error, token = Sampler(EOS).sample(logits, [bad, create_request(5)])
+    assert isinstance(error, SamplingError)
+    assert "IndexError" in str(error)
+    assert "sampling of bad failed" in caplog.text
+    assert token == SampledToken(0)
 
 
 def test_no_rows() -> None:

@@ -52,7 +52,7 @@ def test_thousands_of_requests_one_step_ahead(host_slots: HostSlots) -> None:
     workload.run(num_requests=3000, max_arrivals=4, max_tokens=50)
     stats = workload.driver.scheduler.stats()
     assert stats.preemptions > 100
-    assert workload.num_forks > 100
+    assert workload.num_forks > 50
     assert len(workload.cancelled) > 50
     # A row runs in vain after an end that nobody could know, and never twice.
     assert 100 < workload.driver.runner.num_wasted_rows < 3000 + workload.num_forks

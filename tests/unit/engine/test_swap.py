@@ -208,3 +208,17 @@ def test_sizes_are_whole_blocks(ahead: bool) -> None:
     assert slots_in(3 * group.block_bytes + 1, group.block_bytes, (group,)) == HostSlots(3, 1)
     with pytest.raises(InvalidRequestError, match="host_cache_bytes: 5 holds no block of"):
         slots_in(0, 5, (group,))
+
+
+@pytest.mark.parametrize("num_tokens", range(1, 250, 7))
+def test_a_request_that_waits_for_prefixes_to_be_saved_is_not_forgotten(ahead: bool, num_tokens: int) -> None:
+    """However few blocks it wants, and though nothing else runs."""
+    driver = create_driver(ahead, 64, HostSlots(0, 64))
+    driver.submit(create_request(20, max_tokens=1), create_request(200, max_tokens=1))
+    driver.run()
+    driver.submit(create_request(240, max_tokens=1))
+    driver.run()
+    driver.submit(create_request(num_tokens, "late", max_tokens=1))
+    driver.run()
+    assert driver.scheduler.num_queued == 0
+    assert len(driver.tokens["late"]) == 1
