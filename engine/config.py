@@ -33,7 +33,8 @@ class EngineConfig:
         host_cache_bytes: host memory for prefixes that are evicted from the pool, likewise. 0: they are lost.
         threads: CPU threads of this process; 0: the library's choice.
         batch_invariant: on cuda, compute a request in ways that depend neither on the batch nor on how its
-            prompt was cut; costs some speed. docs/kernels/cuda_backend.md says how far that goes.
+            work was cut; costs some speed, and answers are not cached for others' prompts.
+            docs/kernels/batch_invariance.md has the rule.
         graphs: replay decode steps as CUDA graphs, on cuda.
         ahead: launch a step while the one before still runs, on cuda.
     """

@@ -51,6 +51,7 @@ class KVManager:
         num_blocks: int,
         prefix_cache: bool = True,
         *,
+        prompts_only: bool = False,
         first_block: int = 0,
         host_slots: HostSlots = NO_HOST_SLOTS,
     ) -> None:
@@ -72,7 +73,7 @@ class KVManager:
         # (Group, block) that a step under way loads from the host -> that step.
         self._arriving: dict[tuple[int, int], int] = {}
         self._prefix_cache = prefix_cache
-        self._prefixes = Prefixes(groups, self._pools, self._host.caches, prefix_cache)
+        self._prefixes = Prefixes(groups, self._pools, self._host.caches, prefix_cache, prompts_only)
         self._step = 0
         self._tables: dict[str, _Table] = {}
         self.num_blocks = num_blocks * len(groups)
@@ -281,7 +282,7 @@ class KVManager:
         if not self._prefix_cache or request.given is not None:
             return []
         size = self._groups[0].block_size
-        first, last = -(-start // self.unit), end // self.unit
+        first, last = -(-start // self.unit), self._prefixes.shareable(request, end) // self.unit
         return [
             self._prefixes.block_hash(request, 0, (index + 1) * self.unit // size - 1)
             for index in range(first, last)
@@ -351,6 +352,7 @@ class KVManager:
         if not self._prefix_cache or request.given is not None:
             return
         table = self._tables[request.request_id]
+        num_tokens = self._prefixes.shareable(request, num_tokens)
         for index, (group, pool) in enumerate(zip(self._groups, self._pools, strict=True)):
             num_full = num_tokens // group.block_size
             for position in range(table.num_registered[index], num_full):

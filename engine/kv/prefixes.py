@@ -32,18 +32,28 @@ class Prefixes:
         pools: tuple[BlockPool, ...],
         caches: tuple[BlockPool, ...],
         enabled: bool,
+        prompts_only: bool = False,
     ) -> None:
-        """Follow `pools`, and `caches` of the host behind them; if not `enabled` nothing is found."""
+        """Follow `pools`, and `caches` of the host behind them; if not `enabled` nothing is found.
+
+        Args:
+            prompts_only: blocks that hold a token of an answer are nobody else's.
+        """
         self._groups = groups
         self._pools = pools
         self._caches = caches
         self._enabled = enabled
+        self._prompts_only = prompts_only
         self._chains: dict[str, list[HashChain]] = {}
         self.unit = math.lcm(*(group.block_size for group in groups))
 
     def block_hash(self, request: Request, index: int, position: int) -> bytes:
         """Return the hash of a block, all of whose tokens are known."""
         return self._chain(request, index).get(request.token_ids, position)
+
+    def shareable(self, request: Request, num_tokens: int) -> int:
+        """How many of a request's first tokens may be in blocks that others use too."""
+        return min(num_tokens, request.num_prompt_tokens) if self._prompts_only else num_tokens
 
     def forget(self, request: Request) -> None:
         """Drop the hashes of a request."""
@@ -53,10 +63,11 @@ class Prefixes:
         """Where the blocks of the first `end` tokens are."""
         group, pool, cache = self._groups[index], self._pools[index], self._caches[index]
         chain = self._chain(request, index)
+        shareable = self.shareable(request, end) if self._enabled else 0
         sources = []
         for position in range(group.num_blocks_for(end)):
             block_id = slot = None
-            if self._enabled and (position + 1) * group.block_size <= end:
+            if (position + 1) * group.block_size <= shareable:
                 block_hash = chain.get(request.token_ids, position)
                 block_id, slot = pool.lookup(block_hash), cache.lookup(block_hash)
             if saved is not None:
@@ -70,6 +81,7 @@ class Prefixes:
         Args:
             host: whether the host's cache counts.
         """
+        limit = self.shareable(request, limit)
         end = limit - limit % self.unit
         # A token whose log-probability is wanted has to be computed.
         if not self._enabled or request.sampling.prompt_logprobs is not None:

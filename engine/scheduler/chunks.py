@@ -23,6 +23,8 @@ def cut_chunks(
     unit: int,
     shortest_first: bool,
     claims: Claims | None = None,
+    *,
+    answers_by_one: bool = False,
 ) -> list[tuple[Request, int]]:
     """Cut the chunks of one step. Modifies `claims`, nothing else.
 
@@ -36,6 +38,8 @@ def cut_chunks(
         unit: tokens; a whole number of blocks.
         shortest_first: order by what is left, within a priority.
         claims: what is computed already, for which a prompt waits; None: nothing.
+        answers_by_one: tokens of an answer that are computed again (after a preemption, or elsewhere) run
+            one a step, as they did the first time: decode and prefill kernels round differently.
     Returns:
         (request, num_tokens >= 1) in order of service; the sum is at most `budget`.
     """
@@ -47,10 +51,12 @@ def cut_chunks(
     for request in requests:
         if budget == 0:
             break
-        remaining = request.num_uncomputed_tokens
+        start, remaining = request.num_computed_tokens, request.num_uncomputed_tokens
+        if answers_by_one:
+            remaining = min(remaining, max(1, request.num_prompt_tokens - start))
         num_tokens = min(remaining, max_chunk_tokens, budget)
         if num_tokens < remaining:
-            surplus = (request.num_computed_tokens + num_tokens) % unit
+            surplus = (start + num_tokens) % unit
             if surplus < num_tokens:
                 num_tokens -= surplus
             elif chunks:

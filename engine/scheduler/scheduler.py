@@ -72,7 +72,12 @@ class Scheduler:
     ) -> None:
         self._config = config
         self._kv = KVManager(
-            groups, num_blocks, config.prefix_cache, first_block=first_block, host_slots=host_slots
+            groups,
+            num_blocks,
+            config.prefix_cache,
+            prompts_only=config.batch_invariant,
+            first_block=first_block,
+            host_slots=host_slots,
         )
         self._context_length = context_length
         self._eos_token_ids = eos_token_ids
@@ -304,6 +309,7 @@ class Scheduler:
             self._kv.unit,
             self._shortest_first,
             Claims(self._kv, (row for output in self._under_way.values() for row in output.rows)),
+            answers_by_one=self._config.batch_invariant,
         )
         self._shortest_first = not self._shortest_first
         # One-token rows first, so that the decode part of a batch is one run.

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from engine.backends.cuda.backend import CudaBackend
 from engine.backends.cuda.linear_rows import MAX_ROWS, linear_rows
 from engine.backends.cuda.norms import rms_norm
 
@@ -70,27 +69,3 @@ def test_waits_for_the_kernel_ahead() -> None:
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(out, steps)
-
-
-MODEL_SHAPES = [
-    (6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (1024, 2048), (4096, 1024), (6144, 1024),
-    (1024, 3072), (960, 576), (576, 1536), (97, 256), (512, 256), (224, 256), (256, 112),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("shape", MODEL_SHAPES, ids=str)
-def test_batch_invariant_products(shape: tuple[int, int]) -> None:
-    """In that mode a row's bits do not depend on how many rows there are, nor on its place among them."""
-    backend = CudaBackend(torch.bfloat16, batch_invariant=True)
-    try:
-        n, k = shape
-        linear = backend.pack_linear([random(n, k)], None)
-        x = random(2048, k)
-        wanted, logits = backend.linear(x, linear), backend.logits(x, linear).clone()
-        assert error_of(wanted, logits.double()) < 4e-3
-        for rows in (1, 2, 7, 8, 16, 33, 64, 100, 128, 200, 256, 500, 1024, 1700):
-            some = torch.randperm(2048, device="cuda")[:rows]
-            assert torch.equal(backend.linear(x[some], linear), wanted[some]), f"{rows} rows"
-            assert torch.equal(backend.logits(x[some], linear), logits[some]), f"logits of {rows} rows"
-    finally:
-        CudaBackend(torch.bfloat16)  # the mode is the process's: back to the default

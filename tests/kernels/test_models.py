@@ -208,32 +208,6 @@ def test_bias_minimum_and_penalties_apply(llama: Family) -> None:
     assert penalised.tokens != plain.tokens
 
 
-def test_batch_invariant_answers_are_the_same_bit_for_bit(llama: Family) -> None:
-    """Alone or together, graphs on and off, ahead or not, prompts cut anyhow: tokens and logprobs."""
-    lengths = [3 + 17 * index % 150 for index in range(20)]
-    prompts = [random_tokens(length, seed=9) for length in lengths]
-    samplings = [
-        SamplingParams(temperature=float(seed % 3), seed=seed, max_tokens=14, ignore_eos=True, logprobs=2)
-        for seed in range(20)
-    ]
-    fixed = {"batch_invariant": True, "prefix_cache": False}
-    try:
-        with AnsweringEngine(config(llama, **fixed)) as engine:
-            together = engine.answer(prompts, samplings)
-            for index in (0, 5, 11, 19):
-                assert engine.answer([prompts[index]], [samplings[index]]) == [together[index]]
-        for changes in (
-            {"graphs": False},
-            {"ahead": False},
-            {"max_chunk_tokens": 13},
-            {"max_step_tokens": 33},
-        ):
-            with AnsweringEngine(config(llama, **fixed, **changes)) as engine:
-                assert engine.answer(prompts, samplings) == together, changes
-    finally:
-        CudaBackend(torch.bfloat16)  # the mode is the process's: back to the default
-
-
 def test_log_probabilities_of_a_prompt(llama: Family) -> None:
     prompts = [random_tokens(150, seed=2), random_tokens(40, seed=2)]
     samplings = [

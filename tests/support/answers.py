@@ -44,16 +44,23 @@ class AnsweringEngine:
             self.built.engine.stop()
 
     def answer(
-        self, prompts: Sequence[Sequence[int]], samplings: Sequence[SamplingParams] | SamplingParams
+        self,
+        prompts: Sequence[Sequence[int]],
+        samplings: Sequence[SamplingParams] | SamplingParams,
+        begun: Sequence[Sequence[int]] | None = None,
     ) -> list[Answer]:
-        """Submit all at once; answers in the same order. A request that fails raises its error."""
+        """Submit all at once; answers in the same order. A request that fails raises its error.
+
+        Args:
+            begun: what each has answered already, elsewhere.
+        """
         if isinstance(samplings, SamplingParams):
             samplings = [replace(samplings) for _ in prompts]
         answers: dict[str, Answer] = {}
-        for prompt, sampling in zip(prompts, samplings, strict=True):
+        for prompt, tokens, sampling in zip(prompts, begun or [[] for _ in prompts], samplings, strict=True):
             self._count += 1
             answers[str(self._count)] = Answer()
-            request = Request(str(self._count), list(prompt), len(prompt), sampling)
+            request = Request(str(self._count), [*prompt, *tokens], len(prompt), sampling)
             # The engine fills the request's own list.
             answers[request.request_id].prompt_logprobs = request.prompt_logprobs
             self.built.engine.submit(request)

@@ -4,18 +4,21 @@ Fast       linear_rows where it beats cuBLAS, cuBLAS with whatever algorithm it 
 Invariant  a row's bits do not depend on how many rows there are: cuBLASLt without split-K, and only for
            numbers of rows that gave the bits of REFERENCE_ROWS when this process tried; others are padded.
            (Without split-K cuBLASLt mostly adds up in the order of k whatever tile it takes, as vLLM found
-           too, but on an H200 1 row of 1024 x 3072 differed.)
+           too, but on an H200 1 row of 1024 x 3072 differed.) docs/kernels/batch_invariance.md says more.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from engine.backends.cuda.linear_rows import linear_rows, rows_that_pay
+
+_log = logging.getLogger(__name__)
 
 REFERENCE_ROWS = 256
 _TRIED_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 512, 768, 1024, 1280, 1536, 1792, 2048)
@@ -42,23 +45,20 @@ class CudaLinear:
 
     Attributes:
         few_rows: most rows that linear_rows multiplies.
-        sizes: numbers of rows that may be multiplied, growing; empty: any.
+        invariant: only certain numbers of rows are multiplied.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     few_rows: int
-    sizes: tuple[int, ...]
+    invariant: bool
 
     @classmethod
     def create(cls, weight: torch.Tensor, bias: torch.Tensor | None, mode: Mode) -> CudaLinear:
         """Choose how it is multiplied."""
         out_features, in_features = weight.shape
-        if mode is Mode.FAST:
-            return cls(weight, bias, rows_that_pay(out_features, in_features), ())
-        if weight.is_meta:
-            return cls(weight, bias, 0, (REFERENCE_ROWS,))
-        return cls(weight, bias, 0, proven_sizes(out_features, in_features, weight.dtype, bias is not None))
+        invariant = mode is Mode.INVARIANT
+        return cls(weight, bias, 0 if invariant else rows_that_pay(out_features, in_features), invariant)
 
     @property
     def in_features(self) -> int:
@@ -71,13 +71,16 @@ class CudaLinear:
         return self.weight.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [T, K] -> new [T, N]."""
+        """x [T, K] -> new [T, N]. In the invariant mode the first call tries sizes: not while capturing."""
         rows = x.shape[0]
         if rows <= self.few_rows:
             return linear_rows(x, self.weight, self.bias)
-        if not self.sizes or rows in self.sizes:
+        if not self.invariant:
             return _product(x, self.weight, self.bias)
-        parts = [_product(part, self.weight, self.bias) for part in cut(x, self.sizes)]
+        sizes = proven_sizes(self.out_features, self.in_features, x.dtype, x.device, self.bias is not None)
+        if rows in sizes:
+            return _product(x, self.weight, self.bias)
+        parts = [_product(part, self.weight, self.bias) for part in cut(x, sizes)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[:rows]
 
     def forward_float32(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -86,7 +89,7 @@ class CudaLinear:
         rows = x.shape[0]
         if rows <= self.few_rows:
             return linear_rows(x, self.weight, None, out)
-        if not self.sizes:
+        if not self.invariant:
             result: torch.Tensor = torch.mm(x, self.weight.t(), out_dtype=torch.float32, out=out)
             return result
         # Tried or not, these are always multiplied by the same number of rows.
@@ -110,18 +113,43 @@ def cut(x: torch.Tensor, sizes: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 @functools.cache
-def proven_sizes(out_features: int, in_features: int, dtype: torch.dtype, has_bias: bool) -> tuple[int, ...]:
-    """Numbers of rows for which cuBLAS gives every row the bits that it has among REFERENCE_ROWS.
+def proven_sizes(
+    out_features: int, in_features: int, dtype: torch.dtype, device: torch.device, has_bias: bool
+) -> tuple[int, ...]:
+    """Numbers of rows for which the product gives every row the bits that it has among REFERENCE_ROWS."""
+    generator = torch.Generator(device).manual_seed(1)
+    proven = set(_TRIED_ROWS)
+    for cancelling in (True, False):
+        x, weight, shift = _operands(out_features, in_features, dtype, generator, cancelling)
+        bias = shift if has_bias else None
+        wanted = torch.cat([_product(part, weight, bias) for part in cut(x, (REFERENCE_ROWS,))])
+        proven = {n for n in proven if torch.equal(_product(x[:n], weight, bias), wanted[:n])}
+    other = sorted(set(_TRIED_ROWS) - proven)
+    if other:
+        _log.info("weight %d x %d: %s rows give other bits and are padded", out_features, in_features, other)
+    return tuple(sorted({*proven, REFERENCE_ROWS}))
 
-    Random numbers tell: another order of additions shows in some of the thousands of sums.
+
+def _operands(
+    out_features: int, in_features: int, dtype: torch.dtype, generator: torch.Generator, cancelling: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x [most rows, K], weight [N, K] and bias [N] that tell orders of additions apart.
+
+    Random numbers hardly do: rounded to 16 bits, one sum in thousands shows it. So every sum is made to be
+    0: half of its terms are the negatives of the others, elsewhere in k. What comes out is rounding alone,
+    and another in almost every sum for every order. The bias is 0 then, so random operands come second:
+    they tell what is rounded before the bias is added.
     """
-    generator = torch.Generator("cuda").manual_seed(1)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
+        return torch.randn(*shape, generator=generator, device=generator.device).to(dtype)
 
-    weight, bias = random(out_features, in_features), random(out_features) if has_bias else None
-    x = random(max(_TRIED_ROWS), in_features)
-    wanted = torch.cat([_product(part, weight, bias) for part in cut(x, (REFERENCE_ROWS,))])
-    proven = [rows for rows in _TRIED_ROWS if torch.equal(_product(x[:rows], weight, bias), wanted[:rows])]
-    return tuple(sorted([*proven, REFERENCE_ROWS]))
+    x, weight = random(max(_TRIED_ROWS), in_features), random(out_features, in_features)
+    if not cancelling:
+        return x, weight, random(out_features)
+    half = in_features // 2
+    order = torch.randperm(half, generator=generator, device=generator.device)
+    x[:, half : 2 * half] = -x[:, order]
+    weight[:, half : 2 * half] = weight[:, order]
+    x[:, 2 * half :] = 0
+    return x, weight, torch.zeros(out_features, dtype=dtype, device=generator.device)

@@ -44,6 +44,22 @@ def test_chunks_smaller_than_a_block_are_allowed() -> None:
     assert cut([100, 100], 7, max_chunk=3) == [(0, 3), (1, 3)]
 
 
+def test_an_answer_that_is_computed_again_runs_one_token_a_step() -> None:
+    """From the prompt's end on, wherever that lies in a block, and beside other chunks."""
+    request, other = create_request(10), create_request(100)
+    request.token_ids += [1, 2, 3]
+    run = []
+    while request.num_uncomputed_tokens:
+        (mine, num_tokens), *_ = cut_chunks([request, other], 64, 1000, 4, False, answers_by_one=True)
+        assert mine is request
+        run.append(num_tokens)
+        request.num_computed_tokens += num_tokens
+    assert run == [10, 1, 1, 1]
+    request.num_computed_tokens = 11
+    chunks = cut_chunks([other, request], 64, 40, 4, False, answers_by_one=True)
+    assert chunks == [(other, 40), (request, 1)]
+
+
 def test_a_more_urgent_class_goes_before_a_shorter_prompt() -> None:
     long, short = create_request(100, priority=0), create_request(5, priority=1)
     assert cut_chunks([long, short], 64, 1000, 4, shortest_first=True) == [(long, 64)]

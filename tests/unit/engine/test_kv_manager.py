@@ -53,6 +53,27 @@ def test_without_prefix_cache_nothing_is_found() -> None:
         kv.free(request)
 
 
+def test_blocks_of_answers_may_be_kept_from_others() -> None:
+    """They were computed by other kernels than the same tokens of a prompt."""
+    kv = KVManager((create_group(4),), 16, prompts_only=True)
+    answered = create_request(list(range(6)))
+    answered.token_ids += range(6, 13)
+    kv.admit(answered, 13, leave=1, spare=0)
+    answered.num_computed_tokens = 12
+    kv.register(answered, 12)
+    follow_up = create_request(list(range(13)))
+    kv.admit(follow_up, 14, leave=1, spare=0)
+    assert follow_up.num_computed_tokens == 4, "the block with the prompt's last tokens has one of the answer"
+    follow_up.num_computed_tokens = 12
+    kv.register(follow_up, 12)
+    resumed = create_request(list(range(6)))
+    resumed.token_ids += range(6, 13)
+    kv.admit(resumed, 14, leave=1, spare=0)
+    assert resumed.num_computed_tokens == 4, "what the follow-up computed as a prompt is not the answer's"
+    assert kv.adopt(resumed, leave=1) == 0
+    kv.check_invariants()
+
+
 def test_admission_counts_pinned_and_spare_blocks() -> None:
     kv = create_manager(num_blocks=3)
     first = create_request(list(range(8)))
