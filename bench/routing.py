@@ -10,7 +10,8 @@ in the choice alone:
     load           Baton's routing, told of no cached prefix
     baton          Baton's routing
 
-Caches are unbounded, or each holds a tenth of the trace's distinct blocks (or all together do).
+Caches are unbounded, or each holds a tenth of the trace's distinct blocks, or all together do; said
+with each is how busy the prefill workers would be with that shared cache, above 100 % queues only grow.
 Printed: prompt tokens found in prefill's caches, as a share of all and of what one cache would
 have found that is as large as all of them and sees every prompt in order; the hottest worker's
 computed tokens over the mean; time to the first token; for decode, tokens that need not be sent,
@@ -104,6 +105,12 @@ def shared_hits(prompts: Sequence[TracePrompt], num_blocks: int) -> int:
     return hits
 
 
+def busy_share(prompts: Sequence[TracePrompt], hits: int, tokens_per_s: float) -> float:
+    """Return the share of the trace's time for which the prefill workers compute."""
+    span_s = prompts[-1].at_s - prompts[0].at_s
+    return (sum(prompt.num_tokens for prompt in prompts) - hits) / (span_s * tokens_per_s * NUM_WORKERS)
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
@@ -142,7 +149,8 @@ def run(
         shared = shared_hits(prompts, num_blocks * NUM_WORKERS)
         print(
             f"\n{name}: {len(prompts)} prompts, {distinct} blocks, caches: {caches}; "
-            f"one shared cache finds {shared / tokens:.1%}\n"
+            f"one shared cache finds {shared / tokens:.1%}, which leaves workers "
+            f"{busy_share(prompts, shared, tokens_per_s):.0%} busy\n"
         )
         print(
             "| policy      | prefill hits | of shared | hottest | TTFT p50, s | p99 "
@@ -158,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Simulate routing on the Mooncake traces.")
     parser.add_argument("--traces", default=os.environ.get("BATON_TRACES", ""), help="or BATON_TRACES")
     parser.add_argument("--trace", choices=TRACES, action="append", help="default: both")
-    parser.add_argument("--caches", choices=list(SIZES), action="append", help="default: the first two")
+    parser.add_argument("--caches", choices=list(SIZES), action="append", help="default: all")
     parser.add_argument("--policy", choices=list(POLICIES), action="append", help="default: all")
     parser.add_argument("--tokens-per-s", type=float, default=5000.0, help="of one prefill worker")
     args = parser.parse_args()
@@ -169,7 +177,7 @@ def main() -> None:
         if not args.traces or not path.is_file():
             print(f"skipped: {path.name} is not in --traces (or BATON_TRACES), which is {args.traces!r}")
             continue
-        sizes = args.caches or list(SIZES)[:2]
+        sizes = args.caches or list(SIZES)
         run(name, read_trace(path), args.tokens_per_s, sizes, args.policy or list(POLICIES))
     print(
         f"\n{time.monotonic() - started:.0f} s; each prefill worker computes {args.tokens_per_s:.0f} tokens/s"

@@ -132,9 +132,7 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._registry = Registry("trace", BEAT_S, lambda: self._now)
-        self._selector = Selector(
-            self._registry, EXPECTED_OUTPUT_TOKENS, lambda: self._now, decode=decode, prefill=prefill
-        )
+        self._selector = Selector(self._registry, EXPECTED_OUTPUT_TOKENS, decode=decode, prefill=prefill)
         self._left = len(prompts)
         self._ttft_s: list[float] = []
         self._workers: dict[str, SimWorker] = {}

@@ -1,28 +1,30 @@
 """Which leading blocks of a prompt each worker holds, as far as this gateway knows.
 
-A worker tells in its beats what its prefix cache gained and lost. Between beats a
-prompt that was just sent there counts too, for a while: else the prompts of one
-moment that share a prefix would be spread, and each worker would compute it anew.
+A worker tells in its beats what its prefix cache gained and lost. A prompt that was sent
+there counts too until it has been computed and reported: else the prompts of one moment
+that share a prefix would be spread, and each worker would compute it anew. What a worker
+has no room for once it has computed what waits there is not counted: least recently
+picked first, as its cache will drop it.
 All of it is a hint: a wrong one costs compute, never an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from baton.v1.registry_pb2 import BlockEvents
 from kvhash.chain import HASH_BYTES, HashChain
 
-# At about 150 bytes a block, 40 MB a worker; a worker that has more is known in part.
+# At about 250 bytes a block, 65 MB a worker; a worker that has more is known in part.
 MAX_KNOWN_BLOCKS = 1 << 18
 # Hashing a block takes a microsecond or two of the event loop; what follows is not looked at.
 MAX_PROMPT_BLOCKS = 2048
-# A prompt that is not computed within this time after it was sent is no longer expected.
-EXPECT_S = 10.0
+# What none of so many beats reports after its last request let go of the worker is no longer expected.
+SETTLE_BEATS = 3
 
 
 class KnownBlocks:
-    """What is known of one worker's prefix cache.
+    """What one worker's prefix cache will hold when it has computed what waits there.
 
     Args:
         num_blocks: size of its pool; it cannot hold more.
@@ -32,48 +34,84 @@ class KnownBlocks:
 
     def __init__(self, num_blocks: int) -> None:
         self._limit = min(num_blocks, MAX_KNOWN_BLOCKS)
-        self._stored: set[bytes] = set()
-        # Hash -> when it is given up, soonest first.
-        self._expected: dict[bytes, float] = {}
+        # Least recently used first. True: the worker has reported it; False: it is expected.
+        self._blocks: dict[bytes, bool] = {}
+        # Hash -> requests on the worker that use it.
+        self._uses: dict[bytes, int] = {}
+        # Expected, but used by no request any more: hash -> beat at which it is given up, soonest first.
+        self._settling: dict[bytes, int] = {}
+        self._beats = 0
         self.seq = 0
 
     def __len__(self) -> int:
-        return len(self._stored | self._expected.keys())
+        return len(self._blocks)
 
     def __contains__(self, block_hash: bytes) -> bool:
-        return block_hash in self._stored or block_hash in self._expected
+        return block_hash in self._blocks
 
     def apply(self, events: BlockEvents) -> int:
         """Take a worker's events, unless some before them are missing; returns the new `seq`."""
         if events.reset:
-            self._stored.clear()
+            for block_hash in [name for name, is_reported in self._blocks.items() if is_reported]:
+                self._lose(block_hash)
         elif events.after_seq != self.seq:
             return self.seq
-        self._stored.difference_update(events.evicted)
         for block_hash in events.evicted:
-            self._expected.pop(block_hash, None)
+            self._lose(block_hash)
         for block_hash in events.stored:
-            self._expected.pop(block_hash, None)
-            if len(self._stored) < self._limit and len(block_hash) == HASH_BYTES:
-                self._stored.add(block_hash)
+            if len(block_hash) == HASH_BYTES:
+                self._settling.pop(block_hash, None)
+                self._blocks[block_hash] = True
+        self._trim()
         self.seq = events.until_seq
         return self.seq
 
-    def expect(self, hashes: Iterable[bytes], now: float) -> None:
-        """Count a prompt's blocks, which were sent there, as held for EXPECT_S seconds from `now`."""
-        for block_hash in hashes:
-            if block_hash not in self._stored:
-                self._expected.pop(block_hash, None)
-                self._expected[block_hash] = now + EXPECT_S
-        self.expire(now)
+    def use(self, hashes: Sequence[bytes]) -> None:
+        """Count a prompt's blocks as held and just used: it was sent there."""
+        # The tail first, so that a prefix outlives what follows it, as in the cache.
+        for block_hash in reversed(hashes):
+            self._uses[block_hash] = self._uses.get(block_hash, 0) + 1
+            self._settling.pop(block_hash, None)
+            self._blocks[block_hash] = self._blocks.pop(block_hash, False)
+        self._trim()
 
-    def expire(self, now: float) -> None:
-        """Give up what was expected too long ago, and what exceeds the pool."""
-        while self._expected:
-            block_hash, until = next(iter(self._expected.items()))
-            if until > now and len(self._expected) <= self._limit:
+    def let_go(self, hashes: Sequence[bytes]) -> None:
+        """Take note that a prompt was computed, or never will be; each `use` has one `let_go`."""
+        for block_hash in hashes:
+            left = self._uses[block_hash] - 1
+            if left:
+                self._uses[block_hash] = left
+                continue
+            del self._uses[block_hash]
+            if self._blocks.get(block_hash) is False:
+                self._settling[block_hash] = self._beats + SETTLE_BEATS
+
+    def on_beat(self) -> None:
+        """Give up what should have been reported by now; called after each beat's events."""
+        self._beats += 1
+        while self._settling:
+            block_hash, beat = next(iter(self._settling.items()))
+            if beat > self._beats:
                 break
-            del self._expected[block_hash]
+            del self._settling[block_hash]
+            del self._blocks[block_hash]
+
+    def _lose(self, block_hash: bytes) -> None:
+        """Take note that the cache does not hold it now; a request that waits may bring it back."""
+        if block_hash not in self._blocks:
+            return
+        if block_hash in self._uses:
+            self._blocks[block_hash] = False
+        else:
+            del self._blocks[block_hash]
+            self._settling.pop(block_hash, None)
+
+    def _trim(self) -> None:
+        """Forget what the pool has no room for."""
+        while len(self._blocks) > self._limit:
+            block_hash = next(iter(self._blocks))
+            del self._blocks[block_hash]
+            self._settling.pop(block_hash, None)
 
 
 class PromptBlocks:

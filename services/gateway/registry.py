@@ -195,7 +195,7 @@ class Registry:
         worker.new_blocks = worker.new_tokens = 0
         if blocks is not None:
             worker.blocks.apply(blocks)
-        worker.blocks.expire(worker.last_beat)
+        worker.blocks.on_beat()
         self._notify()
         return BeatResponse(
             receivers=self.receivers(worker), blocks_seq=worker.blocks.seq, sender_keys=self.sender_keys()

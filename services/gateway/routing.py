@@ -79,9 +79,10 @@ class PrefillFacts:
 
 
 # A missed prefix costs the pool compute, a transfer and a second copy in some cache; a queue costs
-# this request alone. On the Mooncake traces 4 kept 90 % of one shared cache's hits and 10 kept 96 %, at
-# the same waiting times; more gains nothing and lets a worker run hot (bench/routing.py).
-CACHED_WEIGHT = 8
+# this request alone. On the Mooncake traces, with large caches and small ones, 8 keeps 90 to 99 % of
+# one shared cache's hits and 12 keeps 96 to 99 %, at the same waiting times; more gains little
+# (bench/routing.py).
+CACHED_WEIGHT = 12
 
 
 def num_blocks(num_tokens: int, block_size: int) -> int:

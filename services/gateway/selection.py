@@ -45,10 +45,17 @@ class Reserved:
 
 
 class Hold:
-    """A request's share of a worker's load, from selection until release."""
+    """A request's share of a worker's load, from selection until release.
 
-    def __init__(self, worker: Worker, *, blocks: int = 0, tokens: int = 0) -> None:
+    Args:
+        hashes: names of its prompt's blocks.
+        blocks, tokens: what it adds to the load.
+    """
+
+    def __init__(self, worker: Worker, hashes: Sequence[bytes], *, blocks: int = 0, tokens: int = 0) -> None:
         self._worker = worker
+        self._hashes = hashes
+        worker.blocks.use(hashes)
         self._blocks, self._tokens = blocks, tokens
         self._report = worker.load
         worker.held_blocks += blocks
@@ -65,6 +72,8 @@ class Hold:
             worker.new_blocks -= self._blocks
             worker.new_tokens -= self._tokens
         self._blocks = self._tokens = 0
+        hashes, self._hashes = self._hashes, ()
+        worker.blocks.let_go(hashes)
 
 
 class Selector:
@@ -73,7 +82,6 @@ class Selector:
     Args:
         expected_output_tokens: output that is expected of a request that asks for more.
         local_prefill_tokens: a prompt with at most so many uncached tokens is computed where it is reserved.
-        clock: seconds, monotonic.
         decode, prefill: the choice; a bench compares others.
     """
 
@@ -81,7 +89,6 @@ class Selector:
         self,
         registry: Registry,
         expected_output_tokens: int,
-        clock: Callable[[], float],
         *,
         local_prefill_tokens: int = 0,
         decode: Callable[[Sequence[DecodeFacts], int], int] = pick_decode,
@@ -90,7 +97,6 @@ class Selector:
         self._registry = registry
         self._expected_output_tokens = expected_output_tokens
         self._local_prefill_tokens = local_prefill_tokens
-        self._clock = clock
         self._choose_decode = decode
         self._choose_prefill = prefill
         self._picks = itertools.count(1)
@@ -116,8 +122,8 @@ class Selector:
             _decode_facts(worker, cached, queued)
             for worker, cached, queued in zip(workers, _cached_tokens(workers, prompt), queues, strict=True)
         ]
-        worker = self._take(workers[self._choose_decode(facts, grown)], prompt)
-        return worker, Hold(worker, blocks=num_blocks(grown, worker.info.block_size))
+        worker = workers[self._choose_decode(facts, grown)]
+        return worker, self._hold(worker, prompt, blocks=num_blocks(grown, worker.info.block_size))
 
     def pick_prefill(
         self,
@@ -145,8 +151,8 @@ class Selector:
         ]
         facts = [_prefill_facts(worker, tokens) for worker, tokens in zip(workers, cached, strict=True)]
         index = self._choose_prefill(facts, prompt.num_tokens)
-        worker = self._take(workers[index], prompt)
-        return worker, Hold(worker, tokens=uncached_tokens(prompt.num_tokens, cached[index]))
+        tokens = uncached_tokens(prompt.num_tokens, cached[index])
+        return workers[index], self._hold(workers[index], prompt, tokens=tokens)
 
     def fillers(
         self,
@@ -200,10 +206,10 @@ class Selector:
             queues.append(min((queue for queue in (apart, other) if queue is not None), default=0))
         return queues
 
-    def _take(self, worker: Worker, prompt: Prompt) -> Worker:
+    def _hold(self, worker: Worker, prompt: Prompt, *, blocks: int = 0, tokens: int = 0) -> Hold:
         worker.last_pick = next(self._picks)
-        worker.blocks.expect(prompt.hashes(worker.info.block_size), self._clock())
-        return worker
+        hashes = prompt.hashes(worker.info.block_size)
+        return Hold(worker, hashes, blocks=blocks, tokens=tokens)
 
 
 def _cached_tokens(workers: Sequence[Worker], prompt: Prompt) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection, Coroutine
 
 from services.common.ids import new_id
@@ -31,9 +30,7 @@ class Cluster:
     ) -> None:
         self.registry = registry
         self.gateway_id = new_id()
-        self._selector = Selector(
-            registry, expected_output_tokens, time.monotonic, local_prefill_tokens=local_prefill_tokens
-        )
+        self._selector = Selector(registry, expected_output_tokens, local_prefill_tokens=local_prefill_tokens)
         self._certificate = certificate
         self._links: dict[WorkerKey, WorkerLink] = {}
         self._background: set[asyncio.Task[None]] = set()

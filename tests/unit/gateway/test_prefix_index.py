@@ -5,8 +5,8 @@ import pytest
 from baton.v1.registry_pb2 import BlockEvents
 from kvhash.chain import HashChain
 from services.gateway.prefix_index import (
-    EXPECT_S,
     MAX_PROMPT_BLOCKS,
+    SETTLE_BEATS,
     KnownBlocks,
     PromptBlocks,
     leading_blocks,
@@ -57,27 +57,62 @@ def test_no_more_is_kept_than_the_pool_holds_and_no_odd_hash() -> None:
     known = KnownBlocks(2)
     known.apply(BlockEvents(reset=True, until_seq=4, stored=[b"short", *names(4)]))
     assert len(known) == 2
-    known.expect([bytes([i]) * 16 for i in range(9)], now=0.0)
-    assert len(known) == 4
+    known.use([bytes([i]) * 16 for i in range(9)])
+    assert len(known) == 2
 
 
-def test_what_was_sent_there_is_expected_until_it_is_reported_or_too_old() -> None:
+def beat(known: KnownBlocks, times: int = 1) -> None:
+    for _ in range(times):
+        known.on_beat()
+
+
+def test_what_was_sent_there_is_expected_however_long_it_waits() -> None:
     known, (a, b, c) = KnownBlocks(10), names(3)
-    known.expect([a, b, c], now=100.0)
-    known.apply(BlockEvents(reset=True, until_seq=2, stored=[a], evicted=[b]))
-    assert [name in known for name in (a, b, c)] == [True, False, True]
-    known.expire(100.0 + EXPECT_S - 0.1)
+    known.use([a, b, c])
+    beat(known, 100)
+    known.apply(BlockEvents(reset=True, until_seq=3, stored=[a, c]))
+    known.apply(events(3, 4, evicted=[c]))  # computing it brings it back
+    beat(known, 100)
+    assert [name in known for name in (a, b, c)] == [True, True, True]
+
+
+def test_what_is_not_reported_after_its_last_request_is_given_up() -> None:
+    known, (a, b, c) = KnownBlocks(10), names(3)
+    known.use([a, b, c])
+    known.use([a, b])
+    known.let_go([a, b, c])
+    known.apply(BlockEvents(reset=True, until_seq=1, stored=[a]))
+    beat(known, SETTLE_BEATS - 1)
     assert c in known
-    known.expire(100.0 + EXPECT_S)
+    beat(known)
+    assert [name in known for name in (a, b, c)] == [True, True, False]
+    known.let_go([a, b])
+    beat(known, SETTLE_BEATS)
     assert [name in known for name in (a, b, c)] == [True, False, False]
 
 
-def test_expecting_again_prolongs() -> None:
-    known, (a, b) = KnownBlocks(10), names(2)
-    known.expect([a, b], now=0.0)
-    known.expect([a], now=EXPECT_S / 2)
-    known.expire(EXPECT_S)
-    assert (a in known, b in known) == (True, False)
+def test_being_sent_again_ends_the_wait_for_a_report() -> None:
+    known, (a,) = KnownBlocks(10), names(1)
+    known.use([a])
+    known.let_go([a])
+    known.use([a])
+    beat(known, SETTLE_BEATS)
+    assert a in known
+
+
+def test_what_the_pool_will_drop_for_what_waits_does_not_count() -> None:
+    known, (a, b, c, d) = KnownBlocks(3), names(4)
+    known.apply(BlockEvents(reset=True, until_seq=3, stored=[a, b, c]))
+    known.use([b, c])  # the prefix outlives what follows it
+    known.use([d])
+    assert [name in known for name in (a, b, c, d)] == [False, True, True, True]
+    known.use([a])
+    assert [name in known for name in (a, b, c, d)] == [True, True, False, True]
+    known.let_go([b, c])
+    known.let_go([d])
+    known.let_go([a])
+    beat(known, SETTLE_BEATS)
+    assert [name in known for name in (a, b, c, d)] == [False, True, False, False]
 
 
 @pytest.mark.parametrize(

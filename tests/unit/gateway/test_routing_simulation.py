@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import statistics
 
 import pytest
 
@@ -51,3 +52,26 @@ def test_prefixes_are_found_again_and_no_worker_runs_hot(prompts: list[TraceProm
 
 def test_affinity_alone_runs_hot(prompts: list[TracePrompt]) -> None:
     assert run(prompts, "affinity").prefill_hottest > 2
+
+
+def documents(count: int, gap_s: float) -> list[TracePrompt]:
+    """Return questions about documents of 10 to 40 blocks, the next few of which take turns."""
+    draw = random.Random(6)
+    names = (index.to_bytes(16, "little") for index in itertools.count(1))
+    prompts = []
+    texts = [tuple(itertools.islice(names, draw.randint(10, 40))) for _ in range(30)]
+    for index in range(count):
+        which = draw.randrange(len(texts))
+        blocks = texts[which] + tuple(itertools.islice(names, 1))
+        prompts.append(TracePrompt(index * gap_s, len(blocks) * BLOCK_SIZE, 30, blocks))
+        if draw.random() < 0.2:
+            texts[which] = tuple(itertools.islice(names, draw.randint(10, 40)))
+    return prompts
+
+
+def test_prefixes_are_found_again_behind_a_long_queue() -> None:
+    prompts = documents(600, gap_s=0.02)
+    outcome = run(prompts, "baton", num_blocks=100)
+    assert statistics.median(outcome.ttft_s) > 20
+    assert outcome.prefill_hits >= 0.95 * shared_hits(prompts, 100 * NUM_WORKERS)
+    assert outcome.prefill_hottest <= 1.25

@@ -21,7 +21,7 @@ class Cluster:
 
     def __init__(self, *names: str, local_prefill_tokens: int = 0) -> None:
         self.registry = Registry("m", 1.0, lambda: 0.0)
-        self.selector = Selector(self.registry, 256, lambda: 0.0, local_prefill_tokens=local_prefill_tokens)
+        self.selector = Selector(self.registry, 256, local_prefill_tokens=local_prefill_tokens)
         self.workers = {name: self.registry.register(_info(name)) for name in names}
 
     def prefill_for(self, name: str | None, cached: int = 0, refuse: str = "") -> str | None:
