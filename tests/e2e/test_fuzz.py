@@ -13,5 +13,5 @@ from tests.fuzz.watch import Fuzz, run
 def test_nothing_that_is_sent_breaks_the_cluster(fuzz: Fuzz, at_least: int) -> None:
     # Half a minute is too short to tell warming up from growth.
     findings = run(fuzz, 20.0, watch_memory=False)
-    assert not findings.faults
+    assert not findings.faults, "\n\n".join(findings.faults)
     assert sum(findings.answers.values()) >= at_least

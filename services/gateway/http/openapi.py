@@ -24,6 +24,14 @@ from services.gateway.http.text_schema import DetokenizeBody, TokenizeBody
 from services.gateway.http.values import Json
 
 _REF = "#/components/schemas/"
+# OpenAPI 3.1 has no word for the items of a stream: the schema is that of each event.
+_EVENT: Json = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+    "additionalProperties": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ def _operation(path: str, operation: Operation) -> dict[str, Json]:
     if operation.answer is not None:
         success = {"application/json": {"schema": _ref(operation.answer)}}
     if operation.streams:
-        success["text/event-stream"] = {"schema": {"type": "string"}}
+        success["text/event-stream"] = {"schema": _EVENT}
     error: Json = {"application/json": {"schema": _ref(ErrorAnswer)}}
     described: dict[str, Json] = {
         "summary": operation.summary,
