@@ -280,16 +280,20 @@ async def test_without_another_worker_it_ends_unavailable(make_setup: MakeSetup)
     await setup.nothing_held()
 
 
-async def test_tries_are_bounded(make_setup: MakeSetup) -> None:
+@pytest.mark.parametrize(
+    ("scripted", "told"),
+    [(ErrorReason.TRANSFER_FAILED, ErrorReason.WORKER_LOST), (ErrorReason.INTERNAL, ErrorReason.INTERNAL)],
+)
+async def test_tries_are_bounded(make_setup: MakeSetup, scripted: ErrorReason, told: ErrorReason) -> None:
     setup = await make_setup(prefills=2, max_retries=2)
 
     async def always(request: PrefillRequest) -> None:
-        raise BatonError(ErrorReason.INTERNAL, "scripted")
+        raise BatonError(scripted, "scripted")
 
     for worker in setup.workers.prefills.values():
         worker.before_token = always
     error = await reason_of(setup)
-    assert error.reason is ErrorReason.WORKER_LOST
+    assert error.reason is told
     assert "gave up after 3 failures in a row; last: " in error.message
     assert sum(len(worker.log) for worker in setup.workers.prefills.values()) == 3
     await setup.nothing_held()
