@@ -170,6 +170,14 @@ def test_soft_cap_sinks_and_scale(head_dim: int) -> None:
     check(with_window, reference(step, 0, window=128, **options))
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize(("heads", "kv_heads", "queries"), [(8, 2, 4), (16, 2, 8), (16, 1, 8)], ids=str)
+def test_many_rows(heads: int, kv_heads: int, queries: int) -> None:
+    """16, 64 and 128 rows: sums in shared and in device memory, key groups that merge or do not."""
+    step = make_step((8, 70, 513, 3000), head_dim=128, heads=heads, kv_heads=kv_heads, queries=queries)
+    check(step.run(0), reference(step, 0))
+
+
 def test_split_size_doubles_for_a_long_request() -> None:
     step = make_step((70000, 3), head_dim=128, heads=4, kv_heads=1, layers=1)
     check(step.run(0), reference(step, 0))

@@ -241,16 +241,33 @@ def test_alone_equals_among_255_others(portable: bool) -> None:
 @pytest.mark.parametrize("chunk", [64, 128, 160, 512, 37])
 @pytest.mark.parametrize("steep", [False, True])
 def test_any_chunk_cut_gives_the_same_bits(steep: bool, chunk: int, portable: bool) -> None:
-    batch = Batch(Layer(), [(1000, 1300)], seed=4, steep=steep)
+    check_cuts(Batch(Layer(), [(1000, 1300)], seed=4, steep=steep), chunk, portable)
+
+
+@pytest.mark.parametrize("portable", KERNELS, ids=lambda p: "portable" if p else "sm90")
+@pytest.mark.parametrize("chunk", [1, 160])
+@pytest.mark.parametrize("steep", [False, True])
+@pytest.mark.parametrize(
+    "layer",
+    [Layer(dim=64), Layer(dim=256), Layer(window=300), Layer(dtype=torch.float16), Layer(heads=6)],
+    ids=str,
+)
+def test_chunk_cuts_of_every_build(layer: Layer, steep: bool, chunk: int, portable: bool) -> None:
+    """Chunks of one token are what is left of a prompt whose prefix is cached."""
+    check_cuts(Batch(layer, [(300, 700)], seed=9, steep=steep), chunk, portable)
+
+
+def check_cuts(batch: Batch, chunk: int, portable: bool) -> None:
     whole = attend(batch, portable)
-    for start in range(0, 1000, chunk):
-        end = min(1000, start + chunk)
+    ((tokens, keys),) = batch.requests
+    for start in range(0, tokens, chunk):
+        end = min(tokens, start + chunk)
         piece = attend(
             batch,
             portable,
             q=batch.q[start:end].clone(),
             cu_seqlens_q=torch.tensor([0, end - start], dtype=torch.int32, device="cuda"),
-            context_lens=torch.tensor([300 + end], dtype=torch.int32, device="cuda"),
+            context_lens=torch.tensor([keys - tokens + end], dtype=torch.int32, device="cuda"),
         )
         assert torch.equal(piece, whole[start:end])
 

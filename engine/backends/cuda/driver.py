@@ -50,6 +50,12 @@ class RawKernel(Protocol):
     max_dynamic_shared_size_bytes: int
 
 
+def current_stream() -> int:
+    """Handle of torch's current stream on its current device, without an object around it."""
+    handle: int = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
+    return handle
+
+
 class _TorchStream:
     """Torch's current stream in the one attribute that a cupy launch reads."""
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 from engine.backends.cuda import driver
+from engine.backends.cuda.packed import ENABLED as PACKED
+from engine.backends.cuda.packed import PackedLaunches
 from engine.backends.cuda.source import SOURCE_DIR, DefineValue, Source
 from engine.backends.cuda.target import DeviceFacts
 
@@ -30,6 +32,7 @@ class Kernel:
         self._raw = raw
         self._function = raw.kernel
         self._shared_limit = DEFAULT_SHARED_BYTES
+        self._packed = PackedLaunches(raw.kernel.ptr) if PACKED else None
 
     def __call__(
         self,
@@ -43,6 +46,9 @@ class Kernel:
         if shared_bytes > self._shared_limit:
             self._raw.max_dynamic_shared_size_bytes = shared_bytes
             self._shared_limit = shared_bytes
+        if self._packed is not None:
+            self._packed(grid, block, args, shared_bytes, driver.current_stream(), overlaps)
+            return
         driver.launch(self._function, grid, block, args, shared_bytes, overlaps=overlaps)
 
 

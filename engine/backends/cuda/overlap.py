@@ -39,10 +39,17 @@ class _Config(ctypes.Structure):
 
 
 _MAY_OVERLAP = _Attribute(_SERIALIZATION, 0, 1, b"")
+ATTRIBUTE = ctypes.addressof(_MAY_OVERLAP)
+"""Where the launch attribute (CUlaunchAttribute) lies that lets a launch overlap."""
 
 
 @functools.cache
-def _launcher() -> Callable[..., int]:
+def launcher() -> Callable[..., int]:
+    """cuLaunchKernelEx.
+
+    Raises:
+        DriverMissingError: no libcuda, or one that is too old.
+    """
     try:
         function = ctypes.CDLL("libcuda.so.1").cuLaunchKernelEx
     except (OSError, AttributeError) as error:
@@ -79,6 +86,6 @@ def launch(
         ctypes.pointer(_MAY_OVERLAP),
         1,
     )
-    status = _launcher()(ctypes.byref(config), ctypes.c_void_p(function), addresses, None)
+    status = launcher()(ctypes.byref(config), ctypes.c_void_p(function), addresses, None)
     if status != 0:
         raise LaunchError(status)

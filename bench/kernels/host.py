@@ -1,0 +1,148 @@
+"""What the launches of a step cost the host, on any machine: `python -m bench.kernels.host`.
+
+The wrappers run as they do on a GPU, on tensors in host memory and with a driver that does nothing, so what
+is left is Python: looking kernels up, packing arguments, allocating outputs. Products are left out (they are
+cuBLAS's), and so are cupy's launch and the driver's (about 7 and 2 us). That the driver gets the same from
+both ways to launch is tested in tests/unit/cuda_loader/test_packed.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+
+from engine.backends.base import Activation, QKNorm, RopeTable
+from engine.backends.cuda import driver, loader, overlap, tensor_map
+from engine.backends.cuda.attention_decode import AttentionDecode, DecodeLimits
+from engine.backends.cuda.attention_prefill import AttentionPrefill
+from engine.backends.cuda.embedding import embedding
+from engine.backends.cuda.gated_activation import gated_activation
+from engine.backends.cuda.linear_rows import linear_rows
+from engine.backends.cuda.norms import rms_norm
+from engine.backends.cuda.rope_kv_store import rope_kv_store
+from engine.backends.cuda.target import TYPICAL_DEVICES
+
+HEADS, KV_HEADS, DIM, HIDDEN, FFN, BLOCK = 16, 8, 128, 256, 512, 64  # widths do not matter to the host
+TOKENS, REPEATS, ROUNDS = 8, 200, 7
+"""Tokens are few: allocating is the caching allocator's work on a GPU, whatever the size."""
+
+
+class HostKernel:
+    """Stands where cupy's kernel does."""
+
+    max_dynamic_shared_size_bytes = 0
+
+    def __init__(self) -> None:
+        self.kernel = self
+        self.ptr = 1
+
+    def __call__(self, grid: object, block: object, args: object, shared_mem: int, stream: object) -> None:
+        """Launch nothing."""
+
+
+class HostModule:
+    """Stands where cupy's module does."""
+
+    def get_function(self, name: str) -> HostKernel:
+        """A kernel, whatever its name."""
+        return HostKernel()
+
+
+def cases() -> dict[str, Callable[[], object]]:
+    """One launch each of what a layer of a step runs."""
+
+    def empty(*size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.zeros(size, dtype=dtype)
+
+    ints = [torch.zeros(TOKENS + 1, dtype=torch.int32) for _ in range(3)]
+    pool = empty(4, 2, 2, KV_HEADS, BLOCK, DIM)
+    x, residual, norm = empty(TOKENS, HIDDEN), empty(TOKENS, HIDDEN), empty(HIDDEN)
+    gate_up, qkv = empty(TOKENS, 2 * FFN), empty(TOKENS, (HEADS + 2 * KV_HEADS) * DIM)
+    table, rope = empty(64, HIDDEN), RopeTable(empty(64, DIM, dtype=torch.float32), DIM)
+    head_norm = QKNorm(empty(DIM), empty(DIM), 1e-6)
+    q, out, weight = empty(TOKENS, HEADS, DIM), empty(TOKENS, HEADS, DIM), empty(HIDDEN, HIDDEN)
+    tables = torch.zeros(TOKENS, 4, dtype=torch.int32)
+    decode = AttentionDecode(pool, num_query_heads=HEADS, queries=1, limits=DecodeLimits(TOKENS, 256))
+    prefill = AttentionPrefill(
+        num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, block_size=BLOCK, dtype=torch.bfloat16
+    )
+    plan = prefill.plan(ints[0], ints[1][:TOKENS], TOKENS)
+    return {
+        "rms_norm": lambda: rms_norm(x, norm, 1e-6, residual),
+        "rope_kv_store": lambda: rope_kv_store(
+            qkv, ints[0][:TOKENS], ints[1][:TOKENS], pool, 1, rope, head_norm
+        ),
+        "attention_prefill": lambda: prefill(q, pool, 1, tables, plan, out),
+        "attention_decode": lambda: decode(q, 1, tables, out),
+        "gated_activation": lambda: gated_activation(gate_up, Activation.SILU),
+        "linear_rows": lambda: linear_rows(x, weight, None),
+        "embedding": lambda: embedding(ints[0], table),
+        "torch.empty, once": lambda: torch.empty(TOKENS, HIDDEN, dtype=torch.bfloat16),
+    }
+
+
+def microseconds(call: Callable[[], object]) -> float:
+    """Of one call, median over rounds."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in itertools.repeat(None, REPEATS):
+            call()
+        times.append((time.perf_counter() - start) / REPEATS * 1e6)
+    return statistics.median(times)
+
+
+@contextlib.contextmanager
+def no_device(packed_launches: bool) -> Iterator[None]:
+    """An H100 as far as the wrappers can tell, on which nothing happens."""
+    facts = TYPICAL_DEVICES["sm_90a"]
+    nothing = ctypes.CDLL(None).getppid  # costs a system call, as the driver might
+
+    def zero(*_: object) -> int:
+        return 0
+
+    def launch(*_: object) -> int:
+        nothing()
+        return 0
+
+    load = functools.cache(lambda *_: loader.Module(HostModule()))
+    stream = mock.Mock(return_value=mock.Mock(ptr=0))
+    with (
+        mock.patch.multiple(
+            loader, current_device=zero, facts=lambda: facts, _load=load, PACKED=packed_launches
+        ),
+        mock.patch.multiple(driver, device_facts=lambda _: facts, current_stream=zero, _TorchStream=stream),
+        mock.patch.multiple(tensor_map, _encode=lambda: zero),
+        mock.patch.multiple(overlap, launcher=lambda: launch),
+    ):
+        yield
+
+
+def main() -> None:
+    """Print the table."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    columns: list[dict[str, float]] = []
+    for packed_launches in (False, True):
+        with no_device(packed_launches):
+            made = cases()
+            for call in made.values():
+                call()
+            columns.append({name: microseconds(call) for name, call in made.items()})
+    print(f"{'us a call':20} {'as now':>8} {'packed':>8}")
+    for name in columns[0]:
+        print(f"{name:20} " + " ".join(f"{column[name]:8.1f}" for column in columns))
+
+
+if __name__ == "__main__":
+    main()
