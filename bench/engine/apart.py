@@ -6,9 +6,8 @@ This process does what a gateway does, without text: Reserve, Prefill, and the s
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from baton.process import Role, ServiceProcess, child_environ
@@ -29,7 +28,7 @@ class Apart:
     Args:
         flags: of both services; the model's and the engine's.
         logs: directory for the workers' logs.
-        gpus: CUDA_VISIBLE_DEVICES of the prefill and of the decode worker; empty: as it is.
+        gpus: of the prefill and of the decode worker, by number; empty: none is named.
     Attributes:
         start_s: from nothing until both are ready.
         transports: that carried blocks.
@@ -42,7 +41,9 @@ class Apart:
         self.transports: set[str] = set()
         self._runs = 0
         self._workers = [
-            ServiceProcess(role, role, [*flags, "--worker-id", role], logs / f"{role}.log", _environ(gpu))
+            ServiceProcess(
+                role, role, worker_flags(flags, role, gpu), logs / f"{role}.log", child_environ({})
+            )
             for role, gpu in zip(ROLES, (gpus[0], gpus[-1]), strict=True)
         ]
         try:
@@ -108,7 +109,7 @@ class _Run:
         assert done.done(), f"the step stream ended; {watch.left} requests are not done"
         steps.cancel()
         await asyncio.gather(steps, return_exceptions=True)
-        return watch.result()
+        return watch.result(workload.watched)
 
     async def _start(self, watch: Watch, name: str, prompt: list[int], num_out: int) -> None:
         sampling = sampling_pb2.SamplingParams(max_tokens=num_out, temperature=0.0, ignore_eos=True)
@@ -145,5 +146,6 @@ class _Run:
             self._done.set()
 
 
-def _environ(gpu: str) -> Mapping[str, str]:
-    return child_environ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else dict(os.environ))
+def worker_flags(flags: Sequence[str], role: Role, gpu: str) -> list[str]:
+    """Flags of one worker. It must see the other's GPU too: the hand-off writes there."""
+    return [*flags, "--worker-id", role, *(("--gpu", gpu) if gpu else ())]

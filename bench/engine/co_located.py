@@ -54,7 +54,7 @@ class CoLocated:
         assert self._done.wait(TIMEOUT_S), f"{self._watch.left} requests are not done after {TIMEOUT_S:g} s"
         if self._failure is not None:
             raise self._failure
-        result = self._watch.result()
+        result = self._watch.result(workload.watched)
         self.built.engine.check_invariants()
         assert self.built.engine.stats().used_blocks == 0, "blocks were lost"
         return result

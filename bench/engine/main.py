@@ -1,6 +1,6 @@
 """`baton bench engine`: what the engine can do, without gateway, text and network.
 
-Five workloads (bench/engine/workloads.py) with random weights of any shape, in one process or in a
+Workloads (bench/engine/workloads.py) with random weights of any shape, in one process or in a
 prefill and a decode worker with a transport between them. Prints medians beside the floor.
 """
 
@@ -25,7 +25,7 @@ from bench.engine.floor import Ceilings, Costs, floor_seconds, model_costs
 from bench.engine.model import random_model
 from bench.engine.report import Report, command_line, show_trace
 from bench.engine.trace import StepTrace
-from bench.engine.workloads import MAKERS, Workload, make_workload, warm_up_workload
+from bench.engine.workloads import DEFAULT, MAKERS, Workload, make_workload, warm_up_workload
 from engine.config import EngineConfig
 from engine.errors import EngineError, InvalidRequestError
 from engine.models.architecture import Architecture
@@ -198,8 +198,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--workloads",
         type=_names(tuple(MAKERS)),
-        default=list(MAKERS),
-        help=f"some of {','.join(MAKERS)} (default all)",
+        default=list(DEFAULT),
+        help=f"some of {','.join(MAKERS)} (default all but interrupted)",
     )
     add(
         "--role",
@@ -213,7 +213,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--rounds", type=int, default=3, help="times that each workload runs; medians count (default 3)")
     add("--scale", type=float, default=1.0, help="factor on requests and lengths, for a CPU 0.05 (default 1)")
-    add("--gpus", default="", metavar="P,D", help="role apart: GPUs of the prefill and the decode worker")
+    add(
+        "--gpus",
+        default="",
+        metavar="P,D",
+        help="role apart: GPUs of the prefill and the decode worker, as 0,1",
+    )
     add(
         "--ceilings",
         type=_ceilings,

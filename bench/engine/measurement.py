@@ -18,7 +18,7 @@ class Measurement:
     Attributes:
         seconds: from the first request until the last token.
         ttft_s: each request's time until its first token.
-        gaps_s: time between tokens of one request, over all requests.
+        gaps_s: time between tokens of one request, over all watched requests.
     """
 
     seconds: float
@@ -27,13 +27,14 @@ class Measurement:
 
     def summary(self, workload: Workload) -> dict[str, float]:
         """Return the figures of the JSON file."""
+        median, late = percentile(self.gaps_s, 50), percentile(self.gaps_s, 99)
         return {
-            "figure": workload.figure(self.seconds),
+            "figure": workload.figure(self.seconds, late / median if median else 1.0),
             "seconds": self.seconds,
             "ttft_p50_s": percentile(self.ttft_s, 50),
             "ttft_p99_s": percentile(self.ttft_s, 99),
-            "itl_p50_s": percentile(self.gaps_s, 50),
-            "itl_p99_s": percentile(self.gaps_s, 99),
+            "itl_p50_s": median,
+            "itl_p99_s": late,
         }
 
 
@@ -69,9 +70,11 @@ class Watch:
             self.left -= 1
         return self.left == 0
 
-    def result(self) -> Measurement:
+    def result(self, watched: Sequence[bool] | None = None) -> Measurement:
         """Return the run.
 
+        Args:
+            watched: whose gaps count, in the order of `wanted`; None: all.
         Raises:
             AssertionError: a request has more or fewer tokens than it asked for.
         """
@@ -80,5 +83,9 @@ class Watch:
         return Measurement(
             seconds=max(times[-1] for times in self._times.values()) - self.start,
             ttft_s=tuple(times[0] - self.start for times in self._times.values()),
-            gaps_s=tuple(b - a for times in self._times.values() for a, b in itertools.pairwise(times)),
+            gaps_s=tuple(
+                b - a
+                for times in itertools.compress(self._times.values(), watched or itertools.repeat(True))
+                for a, b in itertools.pairwise(times)
+            ),
         )

@@ -1,4 +1,7 @@
-"""The five workloads: how many requests, how long; what their figure is.
+"""The workloads: how many requests, how long; what their figure is.
+
+Five are of throughput. *interrupted* is of evenness: answers are written while prompts of 8,192 tokens come
+in, and what counts is how far apart their tokens are, 99th percentile over median.
 
 Token ids are drawn at random and end-of-sequence is ignored, so that every request has the length
 that it says. The seeds are fixed; each round has other token ids, so that no prefix cache helps.
@@ -40,10 +43,23 @@ class Workload:
     @property
     def unit(self) -> str:
         """Of `figure`."""
-        return {"single": "ms a token", "prefill": "in tok/s"}.get(self.name, "out tok/s")
+        units = {"single": "ms a token", "prefill": "in tok/s", "interrupted": "ITL p99/p50"}
+        return units.get(self.name, "out tok/s")
 
-    def figure(self, seconds: float) -> float:
-        """What a run of so many seconds comes to, in `unit`; less is better for "single" alone."""
+    @property
+    def watched(self) -> tuple[bool, ...]:
+        """Whose gaps between tokens count; of an interrupted run, answers longer than their prompt."""
+        return tuple(self.name != "interrupted" or num_out > num_in for num_in, num_out in self.sizes)
+
+    def figure(self, seconds: float, itl_ratio: float = 1.0) -> float:
+        """What a run comes to, in `unit`; less is better for "single" and "interrupted".
+
+        Args:
+            seconds: that it took.
+            itl_ratio: of watched gaps between tokens, 99th percentile over median.
+        """
+        if self.name == "interrupted":
+            return itl_ratio
         if self.name == "single":
             return seconds / self.tokens_out * 1e3
         return (self.tokens_in if self.name == "prefill" else self.tokens_out) / seconds
@@ -78,7 +94,20 @@ def _chat(rng: random.Random) -> list[tuple[int, int]]:
     return list(zip(lognormal(rng, 1000, 161), lognormal(rng, 1000, 338), strict=True))
 
 
-MAKERS = {"single": _single, "decode": _decode, "prefill": _prefill, "mixed": _mixed, "chat": _chat}
+def _interrupted(rng: random.Random) -> list[tuple[int, int]]:
+    # Long prompts, more than the answers' time lasts for, among short ones.
+    return [*[(128, 512)] * 8, *[(8192, 8)] * 3] * 8
+
+
+MAKERS = {
+    "single": _single,
+    "decode": _decode,
+    "prefill": _prefill,
+    "mixed": _mixed,
+    "chat": _chat,
+    "interrupted": _interrupted,
+}
+DEFAULT = tuple(name for name in MAKERS if name != "interrupted")
 
 
 def lognormal(rng: random.Random, count: int, mean: float) -> list[int]:

@@ -25,7 +25,7 @@ def test_both_roles_and_the_trace(shape: Path, tmp_path: Path, capsys: pytest.Ca
     results, trace = tmp_path / "results.json", tmp_path / "trace.json.gz"
     profile = ["--profile", str(trace), "--profile-from", "2", "--profile-steps", "4"]
     flags = [*FLAGS, "--config", str(shape), "--role", "both,apart", "--json", str(results), *profile]
-    assert main(["bench", "engine", *flags, "--workloads", "decode,prefill"]) == 0
+    assert main(["bench", "engine", *flags, "--workloads", "decode,prefill,interrupted"]) == 0
     shown = capsys.readouterr()
     assert "of floor" in shown.out
     assert "decode, round 2 of 2" in shown.err
@@ -33,12 +33,17 @@ def test_both_roles_and_the_trace(shape: Path, tmp_path: Path, capsys: pytest.Ca
     assert [(row["role"], row["workload"]) for row in document["results"]] == [
         ("both", "decode"),
         ("both", "prefill"),
+        ("both", "interrupted"),
         ("apart", "decode"),
         ("apart", "prefill"),
+        ("apart", "interrupted"),
     ]
     for row in document["results"]:
         assert len(row["rounds"]) == 2
-        assert 0 < row["figure"] < row["floor"]
+        if row["workload"] == "interrupted":
+            assert row["figure"] >= row["floor"] == 1.0
+        else:
+            assert 0 < row["figure"] < row["floor"]
     assert document["roles"]["apart"]["transports"] == ["shared_memory"]
     assert document["environment"]["command"].startswith("baton bench engine --backend cpu")
     assert document["settings"]["max_step_tokens"] == 256
@@ -53,7 +58,7 @@ def test_both_roles_and_the_trace(shape: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_wrong_usage_is_told(shape: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
-        "--workloads fly": "known are single, decode, prefill, mixed, chat",
+        "--workloads fly": "known are single, decode, prefill, mixed, chat, interrupted",
         f"--config {tmp_path}": "--config",
         f"--config {shape} --kv-bytes lots": "lots",
         f"--config {shape} --no-such-flag": "no-such-flag",

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from bench.engine.apart import worker_flags
 from bench.engine.floor import Ceilings, Costs, floor_seconds, model_costs
 from bench.engine.measurement import Watch, percentile
 from bench.engine.workloads import MAKERS, Workload, lognormal, make_workload, warm_up_workload
@@ -46,6 +47,7 @@ def test_the_workloads_are_those_of_the_table() -> None:
         "prefill": 32,
         "mixed": 256,
         "chat": 1000,
+        "interrupted": 88,
     }
     assert made["decode"].sizes[0] == (128, 512)
     assert (made["prefill"].tokens_in, made["prefill"].tokens_out) == (32 * 8192, 32)
@@ -77,6 +79,45 @@ def test_figures() -> None:
     assert Workload("single", ((1024, 256),)).figure(2.56) == pytest.approx(10.0)
     assert Workload("prefill", ((100, 1), (100, 1))).figure(2.0) == 100.0
     assert Workload("chat", ((100, 30), (100, 50))).figure(2.0) == 40.0
+
+
+def test_an_interrupted_run_counts_the_gaps_of_its_answers() -> None:
+    workload = make_workload("interrupted", 1.0, 131072)
+    assert sum(workload.watched) == 64
+    assert {size for size, seen in zip(workload.sizes, workload.watched, strict=True) if not seen} == {
+        (8192, 8)
+    }
+    small = make_workload("interrupted", 0.05, 131072)
+    assert small.sizes == ((6, 26),) * 4
+    assert any(not seen for seen in make_workload("interrupted", 0.2, 131072).watched)
+    watch = Watch({"answer": 4, "prompt": 3}, start=0.0)
+    for name, now in (
+        ("answer", 1),
+        ("prompt", 2),
+        ("answer", 2),
+        ("answer", 3),
+        ("prompt", 9),
+        ("prompt", 99),
+    ):
+        watch.token(name, float(now))
+    watch.token("answer", 7.0)
+    result = watch.result((True, False))
+    assert result.gaps_s == (1.0, 1.0, 4.0)
+    run = Workload("interrupted", ((1, 4), (9, 3)))
+    assert result.summary(run)["figure"] == pytest.approx(percentile((1.0, 1.0, 4.0), 99))
+    assert run.figure(1.0) == 1.0, "its floor"
+
+
+def test_workers_on_two_gpus_see_both() -> None:
+    assert worker_flags(["--model", "m"], "decode", "1") == [
+        "--model",
+        "m",
+        "--worker-id",
+        "decode",
+        "--gpu",
+        "1",
+    ]
+    assert "--gpu" not in worker_flags([], "prefill", "")
 
 
 def test_the_floor_of_one_request_by_hand() -> None:
