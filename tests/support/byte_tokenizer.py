@@ -19,14 +19,22 @@ _TEMPLATE = (
 
 
 def write_byte_tokenizer(
-    directory: Path, *, template: str = _TEMPLATE, special_tokens: Sequence[str] = ()
+    directory: Path,
+    *,
+    template: str = _TEMPLATE,
+    special_tokens: Sequence[str] = (),
+    vocab_size: int = VOCAB_SIZE,
 ) -> Path:
     """Write the files; token id = 3 + byte, after <pad>, <s> and </s>, before more special tokens.
 
     Returns the directory.
+
+    Args:
+        vocab_size: words fill the vocabulary up to this, so that every id of a larger model has a text.
     """
     chars = _chars()
     vocab = {"<pad>": 0, "<s>": 1, "</s>": 2, **{chars[byte]: NUM_SPECIAL + byte for byte in range(256)}}
+    vocab |= {f"w{number}": number for number in range(VOCAB_SIZE, vocab_size)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
