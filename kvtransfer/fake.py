@@ -176,6 +176,8 @@ class FakeListener:
 class FakeLink:
     """A `Link` to a `FakeListener`."""
 
+    takes_turns = False
+
     def __init__(
         self, loop: IoLoop, endpoint: str, on_frame: FrameFromReceiver, on_lost: Callable[[], None]
     ) -> None:

@@ -1,4 +1,9 @@
-"""The one thread that owns the sockets and the state of a sender or a receiver."""
+"""What owns the sockets and the state of a sender or a receiver: a thread, and whoever has its turn.
+
+All of it happens in turns, one at a time. Most are the thread's own. Another thread that has news may
+take a turn itself while the loop is at rest (`run`), which spares it waking the thread and being waited
+for; ZeroMQ's sockets, which may not change threads while they are polled, are no part of such a turn.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -17,13 +22,14 @@ import zmq
 from kvtransfer.errors import ClosedError
 
 T = TypeVar("T")
+Source = zmq.Socket[bytes] | socket.socket
 TICK_S = 0.02
 
 logger = logging.getLogger(__name__)
 
 
 class IoLoop:
-    """Runs posted commands, socket readers and a tick, one at a time, on a named thread."""
+    """Runs posted commands, socket readers and a tick, one at a time."""
 
     def __init__(self, name: str, tick: Callable[[], None], busy: Callable[[], bool]) -> None:
         """Prepare; `start` starts the thread.
@@ -36,13 +42,15 @@ class IoLoop:
         self._tick = tick
         self._busy = busy
         self._commands: deque[Callable[[], object]] = deque()
-        self._readers: dict[zmq.Socket[bytes], Callable[[], object]] = {}
+        self._readers: dict[zmq.Socket[bytes] | int, Callable[[], object]] = {}
+        self._writers: dict[int, Callable[[], object]] = {}
         self._poller = zmq.Poller()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        self._poller.register(self._wake_out, zmq.POLLIN)
+        self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -57,6 +65,8 @@ class IoLoop:
         if not already:
             self._wake()
             self._thread.join()
+            with self._turn:  # somebody else may have one still, but nobody after this
+                pass
             self._wake_in.close()
             self._wake_out.close()
 
@@ -72,6 +82,20 @@ class IoLoop:
             self._commands.append(command)
             self._wake()
         return True
+
+    def run(self, command: Callable[[], object]) -> None:
+        """Run a command at once on this thread if the loop is at rest, else as `post` does; in order.
+
+        The command must use no ZeroMQ socket, be quick, and wait for nobody who needs a turn.
+        """
+        if self._turn.acquire(blocking=False):
+            try:
+                if not self._commands and not self._closed:
+                    _guarded(command)
+                    return
+            finally:
+                self._turn.release()
+        self.post(command)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function on the loop and wait for its result; on the loop itself, at once.
@@ -98,15 +122,23 @@ class IoLoop:
         for _ in range(len(self._commands)):
             _guarded(self._commands.popleft())
 
-    def add_reader(self, reader: zmq.Socket[bytes], on_readable: Callable[[], object]) -> None:
-        """Call `on_readable` whenever a socket has messages; on the loop only."""
-        self._readers[reader] = on_readable
-        self._poller.register(reader, zmq.POLLIN)
+    def add_reader(self, source: Source, on_readable: Callable[[], object]) -> None:
+        """Call `on_readable` whenever a socket has something to read; on the loop only."""
+        self._readers[_key(source)] = on_readable
+        self._poller.register(_key(source), zmq.POLLIN)
 
-    def remove_reader(self, reader: zmq.Socket[bytes]) -> None:
-        """Forget a socket; on the loop only."""
-        if self._readers.pop(reader, None) is not None:
-            self._poller.unregister(reader)
+    def remove_reader(self, source: Source) -> None:
+        """Forget a socket, which is still open; on the loop only."""
+        key = _key(source)
+        if self._readers.pop(key, None) is not None:
+            self._poller.unregister(key)
+        if isinstance(key, int):
+            self._writers.pop(key, None)
+
+    def when_writable(self, source: socket.socket, on_writable: Callable[[], object]) -> None:
+        """Call `on_writable` once, when a socket with a reader takes data again; on the loop only."""
+        self._writers[source.fileno()] = on_writable
+        self._poller.modify(source.fileno(), zmq.POLLIN | zmq.POLLOUT)
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full of wake-ups: it is awake
@@ -116,16 +148,27 @@ class IoLoop:
         next_tick = 0.0
         while not (self._closed and not self._commands):
             ready = self._poller.poll(int(TICK_S * 1000) if self._busy() else None)
-            for source, _ in ready:
-                if source is self._wake_out or source == self._wake_out.fileno():
-                    self._wake_out.recv(4096)
-            self.run_posted()
-            for source, _ in ready:
-                if isinstance(source, zmq.Socket) and source in self._readers:
-                    _guarded(self._readers[source])
-            if (now := time.monotonic()) >= next_tick:
-                next_tick = now + TICK_S
-                _guarded(self._tick)
+            with self._turn:
+                self._take_turn(ready)
+                if (now := time.monotonic()) >= next_tick:
+                    next_tick = now + TICK_S
+                    _guarded(self._tick)
+
+    def _take_turn(self, ready: Sequence[tuple[zmq.Socket[bytes] | int, int]]) -> None:
+        for key, _ in ready:
+            if key == self._wake_out.fileno():
+                self._wake_out.recv(4096)
+        self.run_posted()
+        for key, events in ready:
+            if isinstance(key, int) and events & zmq.POLLOUT and key in self._writers:
+                self._poller.modify(key, zmq.POLLIN)
+                _guarded(self._writers.pop(key))
+            if events & ~zmq.POLLOUT and key in self._readers:
+                _guarded(self._readers[key])
+
+
+def _key(source: Source) -> zmq.Socket[bytes] | int:
+    return source.fileno() if isinstance(source, socket.socket) else source
 
 
 def _guarded(callback: Callable[[], object]) -> None:

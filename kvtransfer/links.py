@@ -1,6 +1,6 @@
 """What carries frames: a listener at the receiver, a link at the sender.
 
-Each belongs to one `IoLoop`: its methods and its callbacks run on it.
+Each belongs to one `IoLoop`: its methods and its callbacks run in its turns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ class Listener(Protocol):
 
 
 class Link(Protocol):
-    """A sender's end, to one receiver; frames keep their order."""
+    """A sender's end, to one receiver; frames keep their order.
+
+    Attributes:
+        takes_turns: what uses it may be run by `IoLoop.run`, on any thread.
+    """
+
+    takes_turns: bool
 
     def send(self, header: bytes, payload: Payload = b"") -> None:
         """Send a frame; a large payload is not copied and must not change until answered."""

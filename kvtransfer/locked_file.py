@@ -20,6 +20,7 @@ from kvtransfer.errors import SharedMemoryError
 from kvtransfer.host import SHM_DIR
 
 PREFIX = "baton-"
+_DOORBELL = ".bell"
 _NAME = re.compile(rf"{PREFIX}[A-Za-z0-9_.-]{{1,80}}")
 
 
@@ -120,13 +121,19 @@ def path_of(name: str) -> Path:
     return SHM_DIR / name
 
 
+def doorbell_of(name: str) -> Path:
+    """Path of the socket that goes with a file; see `path_of`."""
+    path = path_of(name)
+    return path.with_name(path.name + _DOORBELL)
+
+
 def is_valid_name(name: str) -> bool:
     """Tell whether a name can be one of ours; others may point anywhere."""
     return _NAME.fullmatch(name) is not None
 
 
 def sweep_stale() -> list[str]:
-    """Unlink files whose owners are dead.
+    """Unlink files whose owners are dead, and the sockets that went with them.
 
     Returns:
         The names removed.
@@ -145,6 +152,11 @@ def sweep_stale() -> list[str]:
             pass  # its owner is alive
         finally:
             os.close(fd)
+    for path in SHM_DIR.glob(f"{PREFIX}*{_DOORBELL}"):
+        if not path.with_name(path.name.removesuffix(_DOORBELL)).exists():
+            with contextlib.suppress(OSError):  # another user's
+                path.unlink(missing_ok=True)
+                removed.append(path.name)
     return removed
 
 

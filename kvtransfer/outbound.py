@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kvtransfer.copier import WriteGate
+from kvtransfer.direct_writes import DirectWrites
 from kvtransfer.errors import (
     AbortedError,
     InvalidTransferError,
@@ -25,7 +26,9 @@ from kvtransfer.errors import (
 from kvtransfer.frames import MAX_CONTROL_BYTES, Header, Kind, Payload
 from kvtransfer.lease import SenderLease
 from kvtransfer.payloads import OpenFacts, decode_reason, encode_reason
+from kvtransfer.pushes import Pushes
 from kvtransfer.runs import PushedRun
+from kvtransfer.settlement import Settlement
 
 if TYPE_CHECKING:
     from kvtransfer.peer_link import PeerLink
@@ -60,7 +63,8 @@ class OutboundTransfer:
     """Pushes blocks, then commits or fails.
 
     `push`, `commit` and `fail` may be called from any thread, one at a time, and return at
-    once. The rest runs on the sender's loop.
+    once. The rest runs in turns of the sender's loop; where the wire allows it, in one of the thread that
+    has the news: COMMIT leaves from that of the last copy, or of `commit` if there is nothing to copy.
 
     A caller that has the receiver's pool too may compute `in_place`, straight into the receiver's
     blocks, from `opened` on and while `writable`. It says `settle` when it does so no more; until
@@ -72,6 +76,7 @@ class OutboundTransfer:
         done: `TransferStats` after the receiver's ACK, or a `TransferError` (or `ClosedError`);
             only then may the pushed source blocks change.
         opened: done when the receiver granted writing; raises what `done` does if it never did.
+        when_settled: calls back once nothing is computed in place any more; in turns of the loop only.
     """
 
     def __init__(
@@ -90,19 +95,28 @@ class OutboundTransfer:
         self.done.set_running_or_notify_cancel()  # it cannot be cancelled, only failed
         self.opened: Future[None] = Future()
         self.opened.set_running_or_notify_cancel()
-        self._in_place = self._unsettled = in_place
-        self._when_settled: list[Callable[[], object]] = []
+        self._in_place = in_place
+        self._settlement = Settlement(in_place)
+        self.when_settled = self._settlement.when_settled
         self._link = link
         self._block_ids = tuple(tuple(ids) for ids in block_ids)
         self._lease = SenderLease(lease_s, link.clock())
-        self._pushed = [bytearray(len(ids)) for ids in self._block_ids]
+        self._pushes = Pushes(self._block_ids, link.sources)
         self._closing = False
         self._state = _State.OPENING
-        self._gate = None
+        self._gate: WriteGate | None = None
+        self._writes: DirectWrites | None = None
         if link.writer is not None:
             self._gate = WriteGate(link.writer, link.clock, link.receiver_lives)
+            self._writes = DirectWrites(
+                self._gate,
+                link.copier,
+                self._block_ids,
+                placed=lambda run, num_bytes: link.run(partial(self._placed, run, num_bytes)),
+                come_too_late=lambda: link.loop.post(self._come_too_late),
+                failed=self._unreadable,
+            )
         self._queue: deque[PushedRun] = deque()
-        self._num_queued = 0
         self._num_sent = 0
         self._num_bytes = 0
         self._limit = 0
@@ -138,31 +152,17 @@ class OutboundTransfer:
         """
         if self._closing:
             raise InvalidTransferError("push", "the transfer was committed or failed already")
-        if not 0 <= group < len(self._block_ids):
-            raise InvalidTransferError("group", f"{group} is not below {len(self._block_ids)}")
-        pushed, end = self._pushed[group], first_index + len(src_block_ids)
-        if not 0 <= first_index <= end <= len(pushed):
-            raise InvalidTransferError(
-                "first_index", f"blocks {first_index} to {end} of {len(pushed)} in group {group}"
-            )
-        num_source_blocks = self._link.sources[group].num_blocks
-        for block_id in src_block_ids:
-            if not 0 <= block_id < num_source_blocks:
-                raise InvalidTransferError("src_block_ids", f"{block_id} is not below {num_source_blocks}")
-        if any(pushed[first_index:end]):
-            raise InvalidTransferError("first_index", f"blocks {first_index} to {end} were pushed before")
-        pushed[first_index:end] = b"\1" * (end - first_index)
+        self._pushes.add(group, first_index, src_block_ids)
         if not src_block_ids:
             return
-        self._num_queued += len(src_block_ids)
         run = PushedRun(group, first_index, tuple(src_block_ids), ready)
-        if self._gate is not None and self._gate.is_open:
+        if self._writes is not None and self.writable():
             # Spares it ways: nothing is to be copied, or the copy threads can begin at once.
-            targets = self._block_ids[group][first_index:end]
+            targets = self._block_ids[group][first_index : first_index + run.num_blocks]
             if self._in_place and run.ready is None and targets == run.source_block_ids:
-                self._link.loop.post(partial(self._placed, run, 0))
+                self._link.run(partial(self._placed, run, 0))
             else:
-                self._submit(self._gate, run)
+                self._writes.submit(run)
         else:
             self._link.loop.post(partial(self._enqueue, run))
 
@@ -180,7 +180,7 @@ class OutboundTransfer:
             raise InvalidTransferError("payload", f"{len(payload)} bytes, at most {MAX_CONTROL_BYTES}")
         self._closing = True
         self._commit_called_at = time.perf_counter()
-        self._link.loop.post(partial(self._begin_commit, bytes(payload)))
+        self._link.run(partial(self._begin_commit, bytes(payload)))
 
     def fail(self, reason: str, message: str) -> None:
         """Give up and tell the receiver; `done` then raises `AbortedError`. Idempotent."""
@@ -193,16 +193,9 @@ class OutboundTransfer:
 
     def settle(self) -> None:
         """Say that nothing is computed in place any more; from any thread. Idempotent."""
-        self._link.loop.post(self._settle)
+        self._link.run(self._settlement.settle)
 
-    # What follows runs on the sender's loop.
-
-    def when_settled(self, callback: Callable[[], object]) -> None:
-        """Call back once nothing is computed in place any more; at once if that is so."""
-        if self._unsettled:
-            self._when_settled.append(callback)
-        else:
-            callback()
+    # What follows runs in turns of the sender's loop.
 
     def start(self) -> None:
         """Ask the receiver to let this transfer write."""
@@ -234,14 +227,10 @@ class OutboundTransfer:
             return
         if now >= self._lease.deadline:
             self._expire()
-        elif self._starving(now):
+        elif self._queue and self._state is _State.OPEN and now - self._room_since >= self._lease.duration_s:
             self._give_up(LeaseExpiredError(f"the receiver granted no room for {self._lease.duration_s:g} s"))
         elif self._lease.is_due(now):
             self._renew(now)
-
-    def _starving(self, now: float) -> bool:
-        waits = self._state is _State.OPEN and bool(self._queue)
-        return waits and now - self._room_since >= self._lease.duration_s
 
     def end(self, error: KvTransferError) -> None:
         """End without ACK: nothing is written any more once this returns."""
@@ -275,7 +264,12 @@ class OutboundTransfer:
 
     def _await_ready(self, run: PushedRun) -> None:
         """Wait for a run that will travel as frames; on a copy thread."""
-        if self._guard(run.ready):
+        assert run.ready is not None
+        try:
+            run.ready()
+        except Exception as error:
+            self._unreadable(error)
+        else:
             self._link.loop.post(partial(self._admit, replace(run, ready=None)))
 
     def _admit(self, run: PushedRun) -> None:
@@ -297,12 +291,6 @@ class OutboundTransfer:
         self._failure = encode_reason(reason, message)
         self.when_settled(lambda: self._send(Kind.FAIL, self._failure))
 
-    def _settle(self) -> None:
-        self._unsettled = False
-        callbacks, self._when_settled = self._when_settled, []
-        for callback in callbacks:
-            callback()
-
     def _grant(self, limit: int) -> None:
         if limit > self._limit:
             self._limit = limit
@@ -319,12 +307,16 @@ class OutboundTransfer:
         """Send what may be sent; commit when all is."""
         if self._state is not _State.OPEN:
             return
-        if self._gate is not None:
+        if self._writes is not None:
             while self._queue:
-                self._submit(self._gate, self._queue.popleft())
-        elif not self._guard(self._send_blocks):
-            return
-        if self._payload is not None and self._num_sent == self._num_queued:
+                self._writes.submit(self._queue.popleft())
+        else:
+            try:
+                self._send_blocks()
+            except Exception as error:
+                self._unreadable(error)
+                return
+        if self._payload is not None and self._num_sent == self._pushes.num_blocks:
             self._state = _State.COMMITTING
             self._send_commit(0)
 
@@ -341,41 +333,10 @@ class OutboundTransfer:
             if sent < run.num_blocks:
                 self._queue.appendleft(run.part(sent, run.num_blocks))
 
-    def _submit(self, gate: WriteGate, run: PushedRun) -> None:
-        """Let the copy threads write a run; on any thread."""
-        for piece in run.cut(gate.piece_blocks(run.num_blocks)):
-            self._link.copier.submit(partial(self._copy, gate, piece))
-
-    def _copy(self, gate: WriteGate, run: PushedRun) -> None:
-        """Write one run into the receiver's blocks; on a copy thread."""
-
-        def write() -> None:
-            if run.ready is not None:
-                run.ready()
-            num_bytes = 0
-            targets = self._block_ids[run.group]
-            for batch in run.cut(gate.batch_blocks):
-                first = batch.first_index
-                batch_targets = targets[first : first + batch.num_blocks]
-                moved = gate.write(run.group, batch_targets, batch.source_block_ids)
-                if moved is None:
-                    self._link.loop.post(self._come_too_late)
-                    return
-                num_bytes += moved
-            self._link.loop.post(partial(self._placed, run, num_bytes))
-
-        self._guard(write)
-
-    def _guard(self, function: Callable[[], object] | None) -> bool:
-        """Call; if that fails, so does the transfer. On any thread."""
-        try:
-            if function is not None:
-                function()
-        except Exception as error:
-            failure = TransferError(f"a block could not be read or written: {error!r}")
-            self._link.loop.post(partial(self._give_up, failure))
-            return False
-        return True
+    def _unreadable(self, error: Exception) -> None:
+        """Give up, since a block cannot be read or written; on any thread."""
+        failure = TransferError(f"a block could not be read or written: {error!r}")
+        self._link.loop.post(partial(self._give_up, failure))
 
     def _come_too_late(self) -> None:
         if self._state is _State.OPEN:
@@ -398,7 +359,7 @@ class OutboundTransfer:
             self._send(Kind.OPEN, facts.encode(), sequence=sequence)
         elif self._state is _State.COMMITTING:
             self._send_commit(sequence)
-        elif self._state is _State.ABORTING and not self._unsettled:
+        elif self._state is _State.ABORTING and not self._settlement.is_open:
             self._send(Kind.FAIL, self._failure, sequence=sequence)
         else:
             self._send(Kind.RENEW, sequence=sequence)

@@ -24,6 +24,7 @@ class Peer:
         regions: one a cache group.
         curve_public_key: CURVE public key (Z85); empty: no encryption.
         liveness: name of a file that is locked while the worker lives; empty: it has none.
+        has_doorbell: a Unix socket beside that file takes frames too; see `doorbell`.
     """
 
     worker_id: str
@@ -34,6 +35,7 @@ class Peer:
     regions: tuple[RegionFacts, ...]
     curve_public_key: str = ""
     liveness: str = ""
+    has_doorbell: bool = False
 
     def to_proto(self) -> kv_pb2.KvPeer:
         """Make the message that describes this peer."""
@@ -45,6 +47,7 @@ class Peer:
             transports=self.transports,
             curve_public_key=self.curve_public_key,
             liveness=self.liveness,
+            has_doorbell=self.has_doorbell,
             regions=[region_to_proto(region) for region in self.regions],
         )
 
@@ -62,6 +65,8 @@ class Peer:
             raise InvalidPeerError(f"incarnation: longer than {MAX_INCARNATION_BYTES} bytes")
         if message.liveness and not is_valid_name(message.liveness):
             raise InvalidPeerError("liveness: not the name of a file of Baton")
+        if message.has_doorbell and not message.liveness:
+            raise InvalidPeerError("has_doorbell: there is no liveness file")
         if not message.regions:
             raise InvalidPeerError("regions: at least one is needed")
         for region in message.regions:
@@ -83,6 +88,7 @@ class Peer:
             regions=tuple(region_from_proto(region) for region in message.regions),
             curve_public_key=message.curve_public_key,
             liveness=message.liveness,
+            has_doorbell=message.has_doorbell,
         )
 
 

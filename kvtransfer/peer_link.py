@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class PeerLink:
-    """Routes answers to transfers; all but the constructor runs on the sender's loop.
+    """Routes answers to transfers; all but the constructor and `run` runs in turns of the sender's loop.
 
     Attributes:
         peer: the receiver.
@@ -73,6 +73,14 @@ class PeerLink:
     def attach(self, wire: Link) -> None:
         """Use a link for frames."""
         self._wire = wire
+
+    def run(self, command: Callable[[], object]) -> None:
+        """Run what may send, in a turn of the loop: this thread's if the wire allows it; from any thread."""
+        wire = self._wire
+        if wire is not None and wire.takes_turns:
+            self.loop.run(command)
+        else:
+            self.loop.post(command)
 
     def add(self, transfer: OutboundTransfer) -> None:
         """Start a transfer, or end it at once if that cannot be."""

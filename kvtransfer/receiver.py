@@ -15,6 +15,7 @@ from functools import partial
 
 from kvtransfer.block_store import open_blocks
 from kvtransfer.curve import CurveKeys, Welcome
+from kvtransfer.doorbell import DoorbellListener
 from kvtransfer.errors import ClosedError, CorruptFrameError, InvalidTransferError, MalformedFrameError
 from kvtransfer.events import ReceiverEvent
 from kvtransfer.fake import FakeListener
@@ -122,6 +123,7 @@ class Receiver:
         # Memory may outlive its receiver (the vault): a sender must not go on writing then.
         is_direct = not DIRECT.isdisjoint(transports)
         self._liveness = LockedFile("alive") if is_direct else None
+        self._doorbell = DoorbellListener(self._liveness.name) if self._liveness is not None else None
         self.peer = Peer(
             worker_id,
             incarnation,
@@ -130,11 +132,13 @@ class Receiver:
             tuple(transports),
             tuple(region.facts for region in regions),
             liveness=self._liveness.name if self._liveness is not None else "",
+            has_doorbell=self._doorbell is not None,
             curve_public_key=curve.public if curve else "",
         )
         self._loop = IoLoop(f"kv-receiver-{worker_id}", self._tick, self._busy)
         self._loop.start()
-        self._loop.call(lambda: self._listener.start(self._loop, self._on_frame))
+        for listener in self._listeners:
+            self._loop.call(partial(listener.start, self._loop, self._on_frame))
 
     @property
     def drops(self) -> dict[str, int]:
@@ -194,7 +198,8 @@ class Receiver:
             for future in self._releases:
                 future.set_exception(ClosedError("the receiver was closed"))
             self._releases.clear()
-            self._listener.close()
+            for listener in self._listeners:
+                listener.close()
             for store in self._around.blocks:
                 store.close()
             self._around.blocks.clear()
@@ -203,6 +208,10 @@ class Receiver:
 
         if self._loop.post(stop_all):
             self._loop.stop()
+
+    @property
+    def _listeners(self) -> tuple[Listener, ...]:
+        return (self._listener,) if self._doorbell is None else (self._doorbell, self._listener)
 
     # What follows runs on the loop.
 
@@ -270,7 +279,10 @@ class Receiver:
             self._answer(route, answer, encode_reason(reason, message))
 
     def _answer(self, route: Route, header: Header, payload: bytes) -> None:
-        self._listener.send(route, encode(header, payload), payload)
+        listener: Listener = self._listener
+        if self._doorbell is not None and self._doorbell.knows(route):
+            listener = self._doorbell
+        listener.send(route, encode(header, payload), payload)
 
     def _send_stop(self, fence: Fence) -> None:
         header = Header(Kind.STOP, fence.transfer_id, fence.epoch, self._incarnation)

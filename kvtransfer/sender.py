@@ -8,6 +8,7 @@ that write directly, the copiers.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import zmq
 from kvtransfer.block_store import open_blocks
 from kvtransfer.copier import Copier
 from kvtransfer.curve import CurveKeys
+from kvtransfer.doorbell import DoorbellLink, ring_at
 from kvtransfer.errors import (
     ClosedError,
     CudaError,
@@ -214,12 +216,19 @@ class Sender:
 
     def _open_with(self, name: str, peer: Peer, refused: tuple[str, ...]) -> PeerLink:
         writer: DirectWriter | None = None
+        doorbell: socket.socket | None = None
         liveness_name = ""
         if name == CUDA_IPC:
             writer = self._open_cuda(peer)
         elif name == SHARED_MEMORY:
             writer = SharedMemoryWriter(self._regions, peer.regions)
         if writer is not None:
+            if peer.has_doorbell:
+                try:
+                    doorbell = ring_at(peer.liveness)
+                except SharedMemoryError:
+                    writer.close()
+                    raise
             if self._liveness is None:
                 self._liveness = LockedFile("alive")
             liveness_name = self._liveness.name
@@ -236,7 +245,7 @@ class Sender:
             OwnerWatch(peer.liveness) if watched else None,
             refused,
         )
-        self._loop.call(lambda: self._attach_wire(link))
+        self._loop.call(lambda: self._attach_wire(link, doorbell))
         return link
 
     def _open_cuda(self, peer: Peer) -> DirectWriter:
@@ -252,7 +261,7 @@ class Sender:
 
     # What follows runs on the loop.
 
-    def _attach_wire(self, link: PeerLink) -> None:
+    def _attach_wire(self, link: PeerLink, doorbell: socket.socket | None) -> None:
         peer = link.peer
         key = (peer.worker_id, peer.incarnation)
         for other in [k for k in self._links if k[0] == peer.worker_id]:
@@ -264,7 +273,9 @@ class Sender:
                 self._close_link(key, gone, 0)
 
         wire: Link
-        if link.transport == FAKE:
+        if doorbell is not None:
+            wire = DoorbellLink(self._loop, doorbell, link.on_frame, on_lost)
+        elif link.transport == FAKE:
             wire = FakeLink(self._loop, peer.endpoint, link.on_frame, on_lost)
         else:
             wire = ZmqLink(

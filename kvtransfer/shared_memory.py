@@ -19,6 +19,9 @@ from kvtransfer.host import SHM_DIR
 from kvtransfer.locked_file import LockedFile, path_of
 from kvtransfer.region import Blocks, Region, RegionFacts
 
+# Less is copied before a second thread is awake.
+_MIN_PIECE_BYTES = 512 << 10
+
 
 class SharedMemory:
     """Memory that other processes of this host can map by name.
@@ -116,8 +119,9 @@ class SharedMemoryWriter:
         ]
 
     def piece_blocks(self, num_blocks: int) -> int:
-        """All threads copy."""
-        return -(-num_blocks // NUM_COPY_THREADS)
+        """All threads copy, if there is enough for them."""
+        smallest = min(int(blocks.shape[1]) for blocks in self._sources)
+        return max(-(-num_blocks // NUM_COPY_THREADS), -(-_MIN_PIECE_BYTES // smallest))
 
     def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
         """Copy blocks; in place when this returns. Lets go of the GIL meanwhile."""

@@ -119,6 +119,8 @@ class ZmqListener:
 class ZmqLink:
     """A `Link` on a DEALER socket."""
 
+    takes_turns = False
+
     def __init__(
         self,
         loop: IoLoop,

@@ -42,7 +42,7 @@ class Wire:
     def post(self, command: Callable[[], object]) -> None:
         command()
 
-    submit = post
+    submit = run = post
 
     def send(self, header: Header, payload: bytes = b"") -> None:
         self.sent.append(header)
