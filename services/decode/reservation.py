@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import enum
+import threading
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
@@ -66,7 +67,10 @@ class InPlace:
 
 @dataclass(eq=False)
 class Reservation:
-    """State of one request; lives on the event loop.
+    """State of one request; lives on the event loop, but for `phase` and `epoch`.
+
+    Those may be moved on by the receiver's thread as well (COMMIT), so each step is taken at once or
+    not at all: `advance`, `reopen`, `finish`.
 
     Attributes:
         request_id: the gateway's.
@@ -94,6 +98,7 @@ class Reservation:
     in_place: InPlace | None = None
     span: Span = field(default_factory=PassedOn)
     _decoding: Span | None = None
+    _moving: threading.Lock = field(default_factory=threading.Lock)
     num_tokens: int = field(init=False)
     grammar_state: kv_pb2.GrammarState | None = field(init=False)
 
@@ -106,6 +111,26 @@ class Reservation:
     def reservation_id(self) -> str:
         """Opaque; also the engine's id of the request."""
         return self.request.request_id
+
+    def advance(self, was: Phase, to: Phase, epoch: int) -> bool:
+        """Go from a phase to the next, if it is in that one and `epoch` is the attempt; any thread."""
+        with self._moving:
+            if self.phase is not was or self.epoch != epoch:
+                return False
+            self.phase = to
+            return True
+
+    def reopen(self) -> bool:
+        """Begin the next attempt, if it is RESERVED."""
+        with self._moving:
+            self.epoch += self.phase is Phase.RESERVED
+            return self.phase is Phase.RESERVED
+
+    def finish(self) -> Phase:
+        """Go to ENDED; returns the phase before."""
+        with self._moving:
+            was, self.phase = self.phase, Phase.ENDED
+            return was
 
     def begin_decode(self, traceparent: str = "") -> None:
         """Note that it joins the batch, on behalf of the hand-off that names itself, or of Reserve."""

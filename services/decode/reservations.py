@@ -1,5 +1,8 @@
 """All requests of a decode worker: between engine and receiver, on the event loop.
 
+COMMIT alone does not wait for the loop: the receiver's thread checks it and hands the request to the
+engine (`fill`). Whether COMMIT or something else came first, the reservation's phase decides.
+
 Before COMMIT:
     FAIL           the reservation stays for one more lease, so that the gateway can open it again
                    for another prefill worker under the next epoch
@@ -110,7 +113,8 @@ class Reservations:
         reservation = self._reserved(reservation_id)
         if (reservation.request_id, reservation.transfer_id) != (request_id, transfer_id):
             raise invalid("reservation_id", "was made for another request_id or transfer_id")
-        reservation.epoch += 1
+        if not reservation.reopen():
+            raise _gone()
         self._expect(reservation, reservation.granted.result())
         return reservation
 
@@ -129,7 +133,8 @@ class Reservations:
             )
         if reservation.request.token_ids != list(token_ids):
             raise invalid("token_ids", "are not those that were reserved for")
-        reservation.phase = Phase.COMPUTING
+        if not reservation.advance(Phase.RESERVED, Phase.COMPUTING, epoch):
+            raise _gone()
         del self._by_transfer[reservation.transfer_id]
         fenced = self._receiver.release(reservation.transfer_id)
         reservation.in_place = InPlace(prefill_id, fenced)
@@ -168,12 +173,11 @@ class Reservations:
         Args:
             error: for a Reserve, or a Prefill of a prompt computed in place, that still waits.
         """
-        was, reservation.phase = reservation.phase, Phase.ENDED
+        was = reservation.finish()
         reservation.end_decode(error.reason.name)
-        self._unlist(reservation)
         engine_id = reservation.reservation_id
-        if was is Phase.RESERVED:
-            fenced = self._receiver.release(reservation.transfer_id)
+        fenced = self._unlist(reservation)
+        if was is Phase.RESERVED and fenced is not None:
             fenced.add_done_callback(lambda _: self._engine.cancel(engine_id))
         elif was is Phase.COMPUTING and reservation.in_place is not None:
             reservation.in_place.fenced.add_done_callback(lambda _: self._engine.cancel(engine_id))
@@ -185,10 +189,25 @@ class Reservations:
 
     # What the receiver says.
 
+    def fill(self, event: ReceiverEvent, at: float) -> None:
+        """Let the engine begin, if the event is a COMMIT that agrees; on the receiver's thread."""
+        reservation = self._by_transfer.get(event.transfer_id)
+        if not isinstance(event, Committed) or reservation is None:
+            return
+        try:
+            commit = reservation.check_commit(event, self._groups)
+        except BatonError:
+            return  # on_receiver_event, which comes to the same, says so
+        if reservation.advance(Phase.RESERVED, Phase.RUNNING, event.epoch):
+            reservation.begin_decode(commit.traceparent)
+            # An engine that ended the request meanwhile says so in an event of its own.
+            with contextlib.suppress(UnknownRequestError):
+                self._engine.commit(reservation.reservation_id, commit.first_token)
+
     def on_receiver_event(self, event: ReceiverEvent, at: float) -> None:
         """Follow one event."""
         reservation = self._by_transfer.get(event.transfer_id)
-        if reservation is None or reservation.phase is not Phase.RESERVED:
+        if reservation is None:
             return
         match event:
             case Committed() if event.epoch == reservation.epoch:
@@ -206,13 +225,9 @@ class Reservations:
         except BatonError as error:
             self._fail(reservation, error)
             return
-        reservation.phase = Phase.RUNNING
-        reservation.begin_decode(commit.traceparent)
-        # An engine that ended the request meanwhile says so in an event of its own.
-        with contextlib.suppress(UnknownRequestError):
-            self._engine.commit(reservation.reservation_id, commit.first_token)
-        transport = commit.transport or "unknown"
-        self._metrics.count_handoff("received", transport, event.num_blocks, event.num_bytes)
+        self._metrics.count_handoff(
+            "received", commit.transport or "unknown", event.num_blocks, event.num_bytes
+        )
         del self._by_transfer[reservation.transfer_id]
         self._receiver.release(reservation.transfer_id)
 
@@ -281,13 +296,13 @@ class Reservations:
             refused = translate(error) or BatonError(ErrorReason.INTERNAL, str(error))
             self.end(reservation, refused)
         else:
-            reservation.phase = Phase.RESERVED
             reservation.granted.set_result(event)
+            reservation.advance(Phase.QUEUED, Phase.RESERVED, reservation.epoch)
 
     def _on_first_token(self, reservation: Reservation, event: TokenSampled, at: float) -> None:
         assert reservation.in_place is not None
         if event.finish_reason is None:
-            reservation.phase = Phase.RUNNING
+            reservation.advance(Phase.COMPUTING, Phase.RUNNING, reservation.epoch)
             reservation.begin_decode()
         if not reservation.in_place.first.done():
             reservation.in_place.first.set_result(FirstToken(event, at))
@@ -296,10 +311,7 @@ class Reservations:
         self, reservation: Reservation, event: RequestFailed
     ) -> decode_pb2.TokenEvent | None:
         error = translate(event.error) or BatonError(ErrorReason.INTERNAL, str(event.error))
-        was = reservation.phase
-        self._drop(reservation)
-        if was is Phase.RESERVED:
-            self._receiver.release(reservation.transfer_id)
+        was = self._drop(reservation)
         if was is Phase.QUEUED:
             reservation.granted.set_exception(error)
         self._fail_first(reservation, error)
@@ -313,10 +325,7 @@ class Reservations:
     def _reserved(self, reservation_id: str) -> Reservation:
         reservation = self.held.get(reservation_id)
         if reservation is None or reservation.phase is not Phase.RESERVED:
-            raise BatonError(
-                ErrorReason.RESERVATION_GONE,
-                "reservation_id: released, lapsed, filled already, or being computed",
-            )
+            raise _gone()
         return reservation
 
     def _compute_fenced(self, engine_id: str, fenced: concurrent.futures.Future[None]) -> None:
@@ -341,15 +350,29 @@ class Reservations:
             self._metrics.count_error(error)
             self._tell(reservation.gateway_id, self._step, [failure_event(reservation.request_id, error)])
 
-    def _drop(self, reservation: Reservation) -> None:
-        """Forget a request for which the engine holds nothing any more."""
-        reservation.phase = Phase.ENDED
+    def _drop(self, reservation: Reservation) -> Phase:
+        """Forget a request for which the engine holds nothing any more; returns the phase it was in."""
+        was = reservation.finish()
         self._unlist(reservation)
         self.held.remove(reservation.reservation_id)
+        return was
 
-    def _unlist(self, reservation: Reservation) -> None:
+    def _unlist(self, reservation: Reservation) -> concurrent.futures.Future[None] | None:
+        """Let nobody find a request any more.
+
+        Returns:
+            If a transfer could fill it: done when no peer can write into its blocks any more.
+        """
         reservation.end_decode()
         if self._by_request.get(reservation.request_id) is reservation:
             del self._by_request[reservation.request_id]
-        if self._by_transfer.get(reservation.transfer_id) is reservation:
-            del self._by_transfer[reservation.transfer_id]
+        if self._by_transfer.get(reservation.transfer_id) is not reservation:
+            return None
+        del self._by_transfer[reservation.transfer_id]
+        return self._receiver.release(reservation.transfer_id)
+
+
+def _gone() -> BatonError:
+    return BatonError(
+        ErrorReason.RESERVATION_GONE, "reservation_id: released, lapsed, filled already, or being computed"
+    )

@@ -5,7 +5,7 @@ The life of a request here:
     1 Reserve    waits in the engine's queue until its blocks are set aside, all or nothing; then
                  the receiver expects the transfer, and the answer says where to send
     2 hand-off   the prefill worker writes the blocks (kvtransfer/receiver.py); nothing reads them
-    3 COMMIT     checked against the reservation, then the request joins the batch
+    3 COMMIT     checked against the reservation on the receiver's thread, then the request joins the batch
     4 steps      all tokens of one engine step for one gateway are one message (outbox.py)
     5 the end    the last token, Cancel, a lapsed lease or a lost gateway frees the blocks
 
@@ -78,6 +78,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         self.in_place = InPlacePrefill(self._reservations, self._peer, host.built.layout.groups, metrics)
         self.load = LoadReporter(host.engine.stats, metrics, lambda stats: stats.sampled_tokens)
         host.events.attach(self._reservations.on_step)
+        receiver_events.attach_at_once(self._reservations.fill)
         receiver_events.attach(self._reservations.on_receiver_event)
 
     # The RPCs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kvtransfer.events import ReceiverEvent
+from kvtransfer.events import Arrived, ReceiverEvent
 from kvtransfer.receiver import Receiver
 from services.common.server import ServerConfig
 from services.decode.config import DecodeConfig, LeaseConfig
@@ -39,13 +39,18 @@ def make_servicer(
 ) -> DecodeServicer:
     """Make the service and its end of the data plane."""
     events: LoopBridge[ReceiverEvent] = LoopBridge(asyncio.get_running_loop())
+
+    def on_event(event: ReceiverEvent) -> None:
+        if not isinstance(event, Arrived):  # nobody here asks, and each would wake the event loop
+            events(event)
+
     receiver = Receiver(
         identity.worker_id,
         identity.incarnation,
         host.regions,
         bind=f"tcp://{worker.kv_host or server.host}:{worker.kv_port}",
         transports=worker.transports,
-        on_event=events,
+        on_event=on_event,
         advertise_host=server.public_host,
         curve=identity.curve,
     )

@@ -8,7 +8,8 @@ The life of a request here:
     4 push         each full block goes out while the next chunk computes (BlocksFilled); those that
                    the receiver's prefix cache holds are skipped. Where both have one pool (the vault)
                    the prompt is computed in the receiver's own blocks, and nothing is moved
-    5 first token  goes to the gateway at once, COMMIT to the receiver just before it
+    5 first token  goes to the gateway at once, COMMIT to the receiver just before it; 4 and COMMIT
+                   happen on the engine's thread (hand_off.py), all else on the event loop
     6 hand over    the receiver acknowledged; the blocks are freed, the stream ends
 
 If the first token ends the answer there is nothing to hand over: the transfer is failed
@@ -67,6 +68,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         self._numbers = itertools.count(1)
         self._draining = False
         self.load = LoadReporter(host.engine.stats, metrics, lambda stats: stats.computed_tokens)
+        host.events.attach_at_once(self._hand_over)
         host.events.attach(self._on_step)
 
     # The RPCs.
@@ -172,7 +174,8 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         finally:
             run.end(ErrorReason.CANCELLED.name, "the gateway ended the call")
             if not submitted:
-                run.settle()
+                if run.hand_off is not None:
+                    run.hand_off.settle()
                 self._runs.remove(engine_id)
 
     async def _new_run(self, message: prefill_pb2.PrefillRequest) -> PrefillRun:
@@ -229,6 +232,15 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         if in_place:
             await asyncio.wrap_future(transfer.opened)
             run.request.given = GivenBlocks(block_ids, target.num_cached_tokens, transfer.writable)
+
+    def _hand_over(self, step: StepEvents, at: float) -> None:
+        """Push and commit what the step brought; on the engine's thread."""
+        if not len(self._runs):
+            return
+        for event in step.events:
+            run = self._runs.get(event.request_id)
+            if run is not None and run.hand_off is not None:
+                run.hand_off.on_event(event, at)
 
     def _on_step(self, step: StepEvents, at: float) -> None:
         for event in step.events:

@@ -1,4 +1,4 @@
-"""The way of events from other threads onto the event loop."""
+"""The way of events from other threads onto the event loop, and past it for what cannot wait."""
 
 from __future__ import annotations
 
@@ -21,13 +21,24 @@ class LoopBridge(Generic[Item]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._at_once: list[Callable[[Item, float], None]] = []
         self._handlers: list[Callable[[Item, float], None]] = []
         self._waiting: list[tuple[Item, float]] = []
 
     def __call__(self, item: Item) -> None:
         """Hand over one item; one wake-up of the loop."""
+        at = time.monotonic()
+        for handle in self._at_once:
+            handle(item, at)
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._deliver, item, time.monotonic())
+            self._loop.call_soon_threadsafe(self._deliver, item, at)
+
+    def attach_at_once(self, handle: Callable[[Item, float], None]) -> None:
+        """Add one that is called on the thread of the event, before the loop hears of it.
+
+        It must be quick and must not raise. Items from before it was added pass it by.
+        """
+        self._at_once.append(handle)
 
     def attach(self, handle: Callable[[Item, float], None]) -> None:
         """Add one that handles items; on the loop."""

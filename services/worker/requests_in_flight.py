@@ -10,7 +10,7 @@ State = TypeVar("State")
 
 
 class InFlight(Generic[State]):
-    """States by the engine's request id; lives on the event loop."""
+    """States by the engine's request id; lives on the event loop, but for `get` and `len`."""
 
     def __init__(self) -> None:
         self._states: dict[str, State] = {}
@@ -24,7 +24,7 @@ class InFlight(Generic[State]):
         return iter(tuple(self._states.values()))
 
     def get(self, engine_id: str) -> State | None:
-        """Return the state, or None if the request is gone."""
+        """Return the state, or None if the request is gone; from any thread."""
         return self._states.get(engine_id)
 
     def add(self, engine_id: str, state: State) -> None:
