@@ -15,13 +15,13 @@ from baton.process import ServiceProcess
 from tests.support.golden import varied_prompts
 from tests.support.traffic import complete_all, hold_nothing, loads, wait_for
 
-OPTIONS = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 64}
+OPTIONS = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 40}
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_kill_one_of_two(role: Literal["prefill", "decode"], model_dir: Path) -> None:
     corpus = max(varied_prompts(model_dir), key=len)
-    prompts = [corpus[at : at + 400 + 37 * at] for at in range(12)]
+    prompts = [corpus[at : at + 150 + 17 * at] for at in range(12)]
     with LocalCluster(prefill=2, decode=2) as cluster, Client(cluster.gateway_address) as client:
         undisturbed = asyncio.run(complete_all(cluster.gateway_address, prompts, **OPTIONS))
         salted = OPTIONS | {"cache_salt": f"again-{role}"}

@@ -149,11 +149,10 @@ def test_the_timeline_shows_each_part(pair: LocalCluster, browser: Browser) -> N
         assert 0 <= left < 5
 
 
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_screenshots(pair: LocalCluster, browser: Browser, pictures: Path, scheme: Scheme) -> None:
+def test_screenshots(pair: LocalCluster, browser: Browser, pictures: Path) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
-    load = [threading.Thread(target=_load, args=(pair, i, scheme)) for i in range(10)]
-    with open_page(browser, pair.http_url, scheme) as page:
+    load = [threading.Thread(target=_load, args=(pair, i)) for i in range(10)]
+    with open_page(browser, pair.http_url) as page:
         expect(page.get_by_role("status")).to_have_text("ready")
         ask(page, "What is the capital of France?", 64)
         expect(page.locator("#send")).to_be_visible()
@@ -162,13 +161,13 @@ def test_screenshots(pair: LocalCluster, browser: Browser, pictures: Path, schem
         expect(page.locator("#send")).to_be_visible(timeout=60_000)
         expect(page.locator(".route").last).to_contain_text("→")
         page.get_by_label("Message").fill("")
-        page.screenshot(path=pictures / f"page-chat-{scheme}.png")
+        _take(page, pictures, "chat")
         for thread in load:
             thread.start()
         page.get_by_role("tab", name="Cluster").click()
         expect(page.get_by_role("listitem").first).to_contain_text(re.compile(r"running\s*[1-9]"))
         page.wait_for_timeout(4000)
-        page.screenshot(path=pictures / f"page-cluster-{scheme}.png")
+        _take(page, pictures, "cluster")
         page.get_by_role("tab", name="Timeline").click()
         page.get_by_label("Window").select_option("10")
         for thread in load:
@@ -176,13 +175,20 @@ def test_screenshots(pair: LocalCluster, browser: Browser, pictures: Path, schem
         page.get_by_role("button", name="Pause").click()
         page.get_by_role("listbox").focus()
         page.keyboard.press("ArrowDown")
-        page.screenshot(path=pictures / f"page-timeline-{scheme}.png")
-    for view in ("chat", "cluster", "timeline"):
-        assert (pictures / f"page-{view}-{scheme}.png").stat().st_size > 20_000
+        _take(page, pictures, "timeline")
 
 
-def _load(cluster: LocalCluster, number: int, scheme: str) -> None:
+def _take(page: Page, pictures: Path, view: str) -> None:
+    schemes: tuple[Scheme, ...] = ("dark", "light")
+    for scheme in schemes:
+        page.emulate_media(color_scheme=scheme)
+        picture = pictures / f"page-{view}-{scheme}.png"
+        page.screenshot(path=picture)
+        assert picture.stat().st_size > 20_000
+
+
+def _load(cluster: LocalCluster, number: int) -> None:
     with Client(cluster.gateway_address) as client:
         threading.Event().wait(0.35 * number)
-        words = " ".join(f"{scheme}{number}-{i}" for i in range(40 + 30 * (number % 4)))
+        words = " ".join(f"load{number}-{i}" for i in range(40 + 30 * (number % 4)))
         client.complete(words, max_tokens=60 + 15 * (number % 3), temperature=0.0)
