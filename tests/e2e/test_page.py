@@ -10,13 +10,14 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from baton.client import Client
 from baton.cluster import LocalCluster
-from tests.support.browser import Scheme, chromium, open_page
+from tests.support.browser import chromium, open_page
 from tests.support.traffic import hold_nothing, wait_for
 
 
@@ -179,7 +180,7 @@ def test_screenshots(pair: LocalCluster, browser: Browser, pictures: Path) -> No
 
 
 def _take(page: Page, pictures: Path, view: str) -> None:
-    schemes: tuple[Scheme, ...] = ("dark", "light")
+    schemes: tuple[Literal["dark", "light"], ...] = ("dark", "light")
     for scheme in schemes:
         page.emulate_media(color_scheme=scheme)
         picture = pictures / f"page-{view}-{scheme}.png"

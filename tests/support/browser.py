@@ -5,13 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-
-Scheme = Literal["dark", "light"]
 
 
 @contextmanager
@@ -29,15 +26,13 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def open_page(
-    browser: Browser, url: str, scheme: Scheme = "light", *, allowed: tuple[str, ...] = ()
-) -> Iterator[Page]:
+def open_page(browser: Browser, url: str, *, allowed: tuple[str, ...] = ()) -> Iterator[Page]:
     """Open a page; at the end nothing may have failed, and nothing been asked of another host.
 
     Args:
         allowed: parts of complaints that are expected.
     """
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 800})
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(30_000)
     complaints: list[str] = []
