@@ -1,8 +1,8 @@
 """Check and measure everything on this machine's GPUs: `python -m bench.gpu_session --out DIR`.
 
 Parts run side by side on the GPUs that there are, each within its time; what fails does not stop the rest.
-The directory gets one JSON file of all outcomes, the JSON files of benches, and logs.tar.gz. The status is 1
-if a part failed or was late, or was skipped for want of time or GPUs. `--list` shows the parts;
+The directory gets session.json with all outcomes, and session.tar.gz with logs and the files of benches. The
+status is 1 if a part failed or was late, or was skipped for want of time or GPUs. `--list` shows the parts;
 docs/gpu_session.md says more; `make gpu-session` is all of them.
 
     python -m bench.gpu_session --out out --limit-s 570 --parts kernels memcheck racecheck invariance packed
@@ -11,6 +11,7 @@ docs/gpu_session.md says more; `make gpu-session` is all of them.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -27,6 +28,17 @@ from bench.gpu_session.driver import Outcome, Part, run_parts
 from bench.gpu_session.parts import Inputs, all_parts, choose
 from loadtest.environment import environment
 
+NEEDED = (
+    "pytest",
+    "pytest_asyncio",
+    "pytest_timeout",
+    "cupy",
+    "grpc",
+    "google.protobuf",
+    "zmq",
+    "xxhash",
+    "rich",
+)
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -36,6 +48,11 @@ def count_gpus() -> int:
         return 0
     run = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
     return sum(line.startswith("GPU ") for line in run.stdout.splitlines())
+
+
+def missing() -> list[str]:
+    """Packages that parts need and that are not here; better told now than by each part in its time."""
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 def write_shapes(folder: Path) -> Path:
@@ -70,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         shapes = write_shapes(Path(scratch))
         out = (args.out or Path(scratch) / "out").resolve()
         logs = out / "logs"
-        parts = all_parts(Inputs(shapes, out, args.fa3, args.trace, args.rounds))
+        parts = all_parts(Inputs(shapes, logs, args.fa3, args.trace, args.rounds))
         try:
             chosen = choose(parts, args.parts) if args.parts else parts
         except ValueError as error:
@@ -79,6 +96,8 @@ def main(argv: Sequence[str]) -> int:
             for part in chosen:
                 print(f"{part.name:26} {part.gpus} GPU {part.expected_s:5.0f} s, at most {part.limit_s:.0f}")
             return 0
+        if absent := missing():
+            parser.error(f"not installed here: {', '.join(absent)}")
         logs.mkdir(parents=True, exist_ok=True)
         gpus = count_gpus() if args.gpus < 0 else args.gpus
         print(
@@ -102,8 +121,8 @@ def _run(parts: Sequence[Part], gpus: int, out: Path, logs: Path, limit_s: float
         (out / "session.json").write_text(json.dumps(document, indent=1) + "\n")
 
     run_parts(parts, gpus, logs, ROOT, limit_s, tell)
-    with tarfile.open(out / "logs.tar.gz", "w:gz") as archive:
-        archive.add(logs, "logs")
+    with tarfile.open(out / "session.tar.gz", "w:gz") as archive:
+        archive.add(logs, "session")
     shutil.rmtree(logs)
     bad = [one for one in ended if not one.is_good]
     told = ", ".join(f"{one.name} {one.status}" for one in bad) or "all passed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Inputs:
 
     Attributes:
         shapes: directory of directories with a config.json each: llama-8b, qwen3-0.6b.
-        out: for JSON files.
+        out: for the files of benches.
         fa3: FlashAttention-3's library (bench/kernels/fa3.py says which); None: it is no peer.
         trace: of request lengths, for goodput; None: that load is left out.
         rounds: of the engine's workloads.
@@ -62,7 +63,7 @@ def choose(parts: Sequence[Part], names: Sequence[str]) -> list[Part]:
 
 
 def _pytest(*arguments: str, workers: int = 0) -> tuple[str, ...]:
-    parallel = ("-n", str(workers)) if workers else ()
+    parallel = ("-n", str(workers)) if workers and importlib.util.find_spec("xdist") else ()
     return (PYTHON, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *parallel, *arguments)
 
 
@@ -147,7 +148,8 @@ def _kernels(inputs: Inputs) -> list[Part]:
 def _two_gpus(inputs: Inputs) -> list[Part]:
     large = SHAPES[0]
     apart = ("--role", "apart", "--gpus", "0,1", "--workloads", "interrupted")
-    transports = _pytest("tests/integration/kvtransfer", workers=6)
+    folder = "tests/integration/kvtransfer"
+    transports = _pytest(folder, f"--confcutdir={folder}", workers=6)
     cluster = (PYTHON, "-m", "bench.gpu_cluster", str(inputs.shapes / large))
     told = r"equal|hand-off|kill|WRONG|passed|FAILED"
     parts = [
