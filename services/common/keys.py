@@ -31,7 +31,7 @@ class KeyFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one key, or all together, may ask for at a gateway process; 0: no limit.
+    """What one key, or all together, may ask for at a gateway, all its processes together; 0: no limit.
 
     Attributes:
         max_requests: requests at once.

@@ -25,6 +25,7 @@ from typing import Protocol
 from services.common.errors import BatonError, ErrorReason
 from services.gateway.access import Caller
 from services.gateway.config import LimitsConfig
+from services.gateway.ledger import Ledger
 from services.gateway.pace import Pace
 from services.gateway.quota import Quota
 
@@ -60,6 +61,7 @@ class Admission:
 
     Args:
         expected_output_tokens: of a request that asks for more.
+        ledger: where limits are counted; None: for this process alone.
     Attributes:
         waiting: requests that hold no reservation yet.
         in_flight: all admitted requests, waiting ones included.
@@ -70,13 +72,16 @@ class Admission:
         limits: LimitsConfig,
         expected_output_tokens: int = 256,
         clock: Callable[[], float] = time.monotonic,
+        ledger: Ledger | None = None,
     ) -> None:
         self._limits = limits
         self._all_limits = limits.of_all
         self._expected_output_tokens = expected_output_tokens
         self.clock = clock
         self.pace = Pace(limits.max_running, clock)
-        self._all = Quota("the gateway has", ErrorReason.QUEUE_FULL, clock)
+        self.ledger = ledger or Ledger()
+        with self.ledger.locked():
+            self._all = Quota(self.ledger.account(""), "the gateway has", ErrorReason.QUEUE_FULL, clock)
         self._by_key: dict[str, Quota] = {}
         self._queue: list[tuple[float, int, Ticket]] = []
         self._numbers = itertools.count()
@@ -86,7 +91,7 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        """All admitted requests."""
+        """All admitted requests of this process."""
         return self._all.in_flight
 
     def check_open(self) -> None:
@@ -102,6 +107,10 @@ class Admission:
                 DRAINING; nothing was admitted.
         """
         self.check_open()
+        with self.ledger.locked():
+            return self._admit(demands)
+
+    def _admit(self, demands: Sequence[Demand]) -> list[Ticket]:
         caller = demands[0].caller
         tokens = [demand.num_prompt_tokens + self.expected_tokens(demand) for demand in demands]
         self._all.check(self._all_limits, len(demands), sum(tokens))
@@ -203,7 +212,8 @@ class Admission:
     def _quota(self, caller: Caller) -> Quota:
         quota = self._by_key.get(caller.key_id)
         if quota is None:
-            quota = Quota("this key has", ErrorReason.RATE_LIMITED, self.clock)
+            account = self.ledger.account(caller.key_id)
+            quota = Quota(account, "this key has", ErrorReason.RATE_LIMITED, self.clock)
             self._by_key[caller.key_id] = quota
         return quota
 
@@ -254,8 +264,9 @@ class Ticket:
             self._admission.waiting -= 1
         elif self._ran_at is not None and output_tokens:
             self._admission.pace.on_end(self._admission.clock() - self._ran_at, output_tokens)
-        for quota in self._admission.quotas(self.demand.caller):
-            quota.give_back(self._tokens, self.demand.num_prompt_tokens + output_tokens)
+        with self._admission.ledger.locked():
+            for quota in self._admission.quotas(self.demand.caller):
+                quota.give_back(self._tokens, self.demand.num_prompt_tokens + output_tokens)
         if self.has_place:
             self.has_place = False
             self._admission.leave()

@@ -45,16 +45,18 @@ class AccessConfig:
 
 @dataclass(frozen=True, slots=True)
 class LimitsConfig:
-    """How much comes in, how much runs at once, and how long the rest waits; each for one gateway process.
+    """How much comes in, how much runs at once, and how long the rest waits.
+
+    What comes in is counted over all processes of a gateway; what runs and waits is each process's own.
 
     Attributes:
         max_in_flight: most requests at once, waiting ones included; more are refused with 429. 0: no limit.
         max_tokens_in_flight: most tokens of prompts and expected answers at once. 0: no limit.
         requests_per_minute: most requests begun a minute. 0: no limit.
         tokens_per_minute: most tokens of prompts and answers a minute. 0: no limit.
-        max_running: most requests that workers have at once; more wait in the gateway. 0: all go to the
-            workers, and wait there.
-        max_queue: most requests that wait; more are refused with 429.
+        max_running: most requests of a gateway process that workers have at once; more wait in the gateway.
+            0: all go to the workers, and wait there.
+        max_queue: most requests that wait in a gateway process; more are refused with 429.
         max_queue_s: longest that a request may wait, seconds; one that would wait longer is refused at
             once. 0: until its deadline.
         priority_step_s: seconds of waiting that one level of priority is worth.
@@ -98,6 +100,7 @@ class GatewayConfig:
         processes: gateway processes that share grpc_port and http_port; process i has registry_port + i
             and metrics_port + i, and workers must be given all of the former: --gateway HOST:50051-50054.
         process_index: which of them this one is; given by the one that starts them. -1: that one.
+        limits_fd: open file of the memory where they count together; given likewise. -1: none.
         model: directory of the model: tokenizer.json, chat template.
         model_name: name under which it is served; empty: the directory's name.
         max_body_bytes: most bytes of a request; larger ones are refused unread.
@@ -122,6 +125,7 @@ class GatewayConfig:
     advertise_host: str = ""
     processes: int = 1
     process_index: int = -1
+    limits_fd: int = -1
     max_body_bytes: int = 4 << 20
     request_timeout_s: float = 600.0
     beat_interval_ms: int = 1000

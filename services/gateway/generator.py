@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from services.gateway.access import Callers
 from services.gateway.admission import Admission
 from services.gateway.config import GatewayConfig
+from services.gateway.ledger import Ledger
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.registry import Registry
@@ -34,7 +35,10 @@ class Generator:
         self.registry = Registry(config.served_name, config.beat_interval_ms / 1000, time.monotonic)
         self.model = ServedModel(config.served_name, config.model_dir, self.registry)
         self.callers = Callers(config.access.keys_path)
-        self.admission = Admission(config.limits, config.expected_output_tokens)
+        ledger = None
+        if config.limits_fd >= 0:
+            ledger = Ledger(config.limits_fd, config.processes, config.process_index)
+        self.admission = Admission(config.limits, config.expected_output_tokens, ledger=ledger)
         self.metrics = GatewayMetrics(self.registry, self.admission)
         self.timelines = Timelines()
         self.cluster = Cluster(

@@ -3,7 +3,8 @@
 The kernel spreads new connections over those that listen (SO_REUSEPORT). All state is a
 request's own, so it does not matter which one a client reaches; workers register with
 each, at a port of its own. One that dies is started again: its clients lose their
-streams, the others' do not.
+streams, the others' do not. Limits are counted together, in a Ledger: what one had that
+died counts no more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -22,6 +24,7 @@ from typing import Self
 from services.common.logs import log
 from services.common.server import print_ready
 from services.gateway.config import GatewayConfig
+from services.gateway.ledger import Ledger
 
 _RESTART_S = 1.0
 _KILL_AFTER_S = 10.0
@@ -52,6 +55,8 @@ class Processes:
         except OSError:
             self._release()
             raise
+        self._limits_fd = Ledger.create(config.processes)
+        self._ledger = Ledger(self._limits_fd, config.processes)
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +65,7 @@ class Processes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release()
+        os.close(self._limits_fd)
 
     async def run(self, stop: asyncio.Event) -> int:
         """Run all until `stop`; returns the exit status."""
@@ -83,9 +89,11 @@ class Processes:
                 "services.gateway.main",
                 *self._flags(index),
                 stdout=asyncio.subprocess.PIPE,
+                pass_fds=[self._limits_fd],
             )
             was_ready = await self._read(index, child)
             status = await child.wait()
+            self._ledger.clear(index)
             if self._is_stopping or not was_ready:
                 return
             log(
@@ -139,6 +147,7 @@ class Processes:
         config = self._config
         flags = [*self._argv, "--process-index", str(index)]
         flags += ["--grpc-port", str(self._grpc_port), "--http-port", str(self._http_port)]
+        flags += ["--limits-fd", str(self._limits_fd)]
         for name, port in (("registry", config.registry_port), ("metrics", config.metrics_port)):
             if port > 0:
                 flags += [f"--{name}-port", str(port + index)]
