@@ -52,14 +52,16 @@ class Generator:
             asyncio.create_task(self.callers.watch()),
         ]
 
-    def start(self, requests: Sequence[Request]) -> list[Session]:
+    def start(self, requests: Sequence[Request], num_samples: int = 1) -> list[Session]:
         """Admit requests, all or none; the caller closes each session.
 
+        Args:
+            num_samples: so many consecutive ones have the same prompt; the first of them computes it.
         Raises:
             BatonError: QUEUE_FULL, RATE_LIMITED, DRAINING.
         """
         tickets = self.admission.admit(requests)
-        return [
+        sessions = [
             Session(
                 request,
                 self.model,
@@ -71,6 +73,12 @@ class Generator:
             )
             for request, ticket in zip(requests, tickets, strict=True)
         ]
+        if num_samples > 1:
+            block_size = self.model.limits().block_size
+            for i, session in enumerate(sessions):
+                if i % num_samples and _shares_prompt(session.request, block_size):
+                    session.follow(sessions[i - i % num_samples])
+        return sessions
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests and wait until those in flight have ended, or the time is up."""
@@ -85,3 +93,8 @@ class Generator:
             task.cancel()
         await asyncio.wait(self._background)
         await self.cluster.close()
+
+
+def _shares_prompt(request: Request, block_size: int) -> bool:
+    """Whether a cached prompt is of use: full blocks are, unless its log-probabilities are wanted."""
+    return request.num_prompt_tokens > block_size and not request.sampling.HasField("prompt_logprobs")

@@ -101,7 +101,7 @@ class GenerationApi:
         """Run the requests, and free everything whatever happens."""
         num_choices = body.n or 1
         samples = num_samples(body) if isinstance(body, CompletionBody) else num_choices
-        sessions = self._generator.start(requests)
+        sessions = self._generator.start(requests, samples)
         try:
             answers = Answers(sessions, readers, samples, format, self._model.name)
             if body.stream:

@@ -14,6 +14,7 @@ lost one would have drawn. Tokens that never reached the client are drawn again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -67,6 +68,15 @@ class Session:
         self._last_at = 0.0
         self._outcome = "cancelled"
         self._is_closed = False
+        self._leader: Session | None = None
+        self._prompt_shared = asyncio.Event()
+
+    def follow(self, leader: Session) -> None:
+        """Begin when the KV of another session's prompt, which is the same, is in both workers' caches.
+
+        Else each would find the caches empty, and compute and move the prompt again.
+        """
+        self._leader = leader
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run the request.
@@ -82,6 +92,8 @@ class Session:
         )
         number = 0
         try:
+            if self._leader is not None:
+                await self._leader._prompt_shared.wait()
             await self._ticket.start()
             self._trace.admitted()
             while not answer.finish_reason:
@@ -107,6 +119,8 @@ class Session:
         except BatonError as error:
             self._outcome, self._reason = "error", error.reason.name
             raise
+        finally:
+            self._prompt_shared.set()
         self._outcome = "ok"
         yield self._finished(attempt)
 
@@ -132,6 +146,7 @@ class Session:
             self._first_at = now
             self._metrics.ttft.observe(now - self.request.received)
         else:
+            self._prompt_shared.set()  # decode has the prompt
             self._metrics.itl.observe(now - self._last_at)
         self._last_at = now
         foretold: Sequence[TokenLogprobs] = ()
