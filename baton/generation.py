@@ -17,8 +17,8 @@ from baton.v1 import inference_pb2, sampling_pb2
 from baton.v1.inference_pb2 import Delta, Finished, Started
 
 Event = Started | Delta | Finished
-Message = Mapping[str, str]
-"""One turn of a conversation: {"role": ..., "content": ...}."""
+Message = Mapping[str, str | Sequence[inference_pb2.ToolCall]]
+"""One turn of a conversation: {"role": ..., "content": ...}, or any fields of baton.v1.ChatMessage."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -28,6 +28,9 @@ class GenerateOptions(TypedDict, total=False):
     priority: int
     cache_salt: str
     request_id: str
+    tools: Sequence[inference_pb2.Tool]
+    tool_choice: inference_pb2.ToolChoice
+    template_variables: str
     max_tokens: int
     temperature: float
     top_p: float
@@ -47,7 +50,15 @@ class GenerateOptions(TypedDict, total=False):
     grammar: sampling_pb2.Grammar
 
 
-_REQUEST_FIELDS = ("model", "priority", "cache_salt", "request_id")
+_REQUEST_FIELDS = (
+    "model",
+    "priority",
+    "cache_salt",
+    "request_id",
+    "tools",
+    "tool_choice",
+    "template_variables",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +68,16 @@ class Answer:
     Attributes:
         text: all of the text.
         token_ids: all of the tokens.
+        reasoning: what the model thought before, where its chat template marks it.
+        tool_calls: in order.
         started: the first message of the stream.
         finished: the last one: reason, usage, timing, hand-off.
     """
 
     text: str
     token_ids: tuple[int, ...]
+    reasoning: str
+    tool_calls: tuple[inference_pb2.ToolCall, ...]
     started: Started
     finished: Finished
 
@@ -79,6 +94,8 @@ class Answer:
         return cls(
             text="".join(delta.text for delta in deltas),
             token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+            reasoning="".join(delta.reasoning for delta in deltas),
+            tool_calls=tuple(call for delta in deltas for call in delta.tool_calls),
             started=events[0],
             finished=events[-1],
         )
@@ -125,7 +142,7 @@ def chat_messages(messages: Sequence[Message]) -> inference_pb2.ChatMessages:
     """Return a conversation as the protocol has it.
 
     Raises:
-        InvalidRequestError: a turn is not {"role": str, "content": str}.
+        InvalidRequestError: a turn has a field that there is not, or a value of the wrong type.
     """
     turns = inference_pb2.ChatMessages()
     for index, message in enumerate(messages):

@@ -114,7 +114,9 @@ def _add_response(found: dict[str, Any], event: dict[str, Any]) -> None:
         found["texts"][0] = found["texts"].get(0, "") + event["delta"]
     if response is None or response["status"] not in ("completed", "incomplete"):
         return
-    said = [part["text"] for item in response["output"] for part in item["content"]]
+    calls = [item for item in response["output"] if item["type"] == "function_call"]
+    found["calls"] += [[call["name"], call["arguments"]] for call in calls]
+    said = [part["text"] for item in response["output"] for part in item.get("content") or ()]
     assert found["texts"].setdefault(0, "".join(said)) == "".join(said)
     found["finish"].append(response["status"])
     usage = response["usage"]

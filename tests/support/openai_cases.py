@@ -115,7 +115,7 @@ CASES = [
     Case("stop", "plain", {"stop": " Paris"}, text="", finish="stop"),
     Case("stops", "plain", {"stop": ["zzz", "aris"]}, text=" P", finish="stop"),
     Case("stop across tokens", "chat", {"stop": ["zzzz", "qqqq"]}, same_as="chat"),
-    Case("stop token", "plain", {"stop_token_ids": [7042]}, text="(?s).*", finish=""),
+    Case("stop token", "plain", {"stop_token_ids": [7042]}, text="", finish="stop"),
     Case("bias", "plain", {"logit_bias": {"7042": 100}, "max_tokens": 3}, text=r"(.+)\1\1"),
     Case("bias against", "plain", {"logit_bias": {"7042": -100}}, unlike="plain"),
     Case(
@@ -195,6 +195,29 @@ CASES = [
         calls=("go",),
     ),
     Case("no tool", "chat", {"tools": [TOOL], "tool_choice": "none"}, same_as="chat"),
+    Case(
+        "tool of a response",
+        "response",
+        {
+            "tools": [{"type": "function", **TOOL["function"], "strict": True}],
+            "tool_choice": "required",
+            "max_output_tokens": 60,
+        },
+        text="",
+        finish="completed",
+        calls=("go",),
+    ),
+    Case(
+        "output of a tool",
+        "response",
+        {
+            "input": [
+                *QUESTION,
+                {"type": "function_call", "call_id": "c1", "name": "go", "arguments": '{"to": "left"}'},
+                {"type": "function_call_output", "call_id": "c1", "output": "A wall."},
+            ]
+        },
+    ),
     bad("unknown model", "chat", {"model": "gpt-9"}, "model", "model_not_found"),
     bad("unknown field", "chat", {"temprature": 1}, "temprature"),
     bad("hot", "plain", {"temperature": 3}, "temperature"),
@@ -215,6 +238,13 @@ CASES = [
     ),
     bad("expression", "plain", {"structured_outputs": {"regex": "["}}, "structured_outputs.regex"),
     bad("tools of choice", "chat", {"tools": [TOOL]}, "tools"),
+    bad("tools of a response", "response", {"tools": [{"type": "function", "name": "go"}]}, "tools"),
+    bad(
+        "output of no call",
+        "response",
+        {"input": [{"type": "function_call_output", "call_id": "c1", "output": "x"}]},
+        "input[0].call_id",
+    ),
     bad("kept", "response", {"previous_response_id": "resp_1"}, "previous_response_id"),
     bad("suffix", "plain", {"suffix": "x"}, "suffix"),
 ]

@@ -14,7 +14,7 @@ def as_expected() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     texts = {"stops": " P", "bias": "aaa", "echo": "The capital of France is Paris", "json": '"red"'}
     texts |= {"json of a response": '"red"', "choice": " Paris", "scored prompt": "The capital of France is"}
-    texts |= {"stop": "", "tool": "", "named tool": ""}
+    texts |= {"stop": "", "stop token": "", "tool": "", "named tool": "", "tool of a response": ""}
     for case in CASES:
         text = texts.get(case.name) or texts.get(case.same_as, "" if case.name in texts else "Paris")
         usage = {"prompt_tokens": 5, "completion_tokens": 6, **case.usage}

@@ -138,6 +138,17 @@ class OutputPart(BaseModel):
     logprobs: list[ChatTokenLogprob] = []
 
 
+class OutputCall(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function_call"]
+    status: Literal["completed"]
+    call_id: str
+    name: str
+    arguments: str
+
+
 class OutputItem(BaseModel):
     """The message, or the reasoning before it."""
 
@@ -178,7 +189,7 @@ class ResponseAnswer(BaseModel):
     created_at: int
     status: Literal["completed", "incomplete"]
     model: str
-    output: list[OutputItem]
+    output: list[OutputItem | OutputCall]
     usage: ResponseUsage
 
 

@@ -67,3 +67,32 @@ class NamedToolChoice(_Part):
 
     type: Literal["function"]
     function: FunctionName
+
+
+class AllowedTools(_Part):
+    """Some of the tools, of which one may or must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedToolChoice] = Field(min_length=1)
+
+
+class AllowedToolChoice(_Part):
+    """Lets some of the tools be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+class FlatToolChoice(_Part):
+    """As NamedToolChoice, in the flat shape of /v1/responses."""
+
+    type: Literal["function"]
+    name: str
+
+
+class FlatAllowedToolChoice(_Part):
+    """As AllowedToolChoice, in the flat shape of /v1/responses."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FlatToolChoice] = Field(min_length=1)

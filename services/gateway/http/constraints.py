@@ -10,7 +10,7 @@ from baton.v1.sampling_pb2 import Choice, Grammar
 from services.gateway.constraints.grammar import json_rule, lower_grammar
 from services.gateway.constraints.tool_calls import CallableTool, Demand, calls_lark
 from services.gateway.http.constraint_schema import ResponseFormat, StructuredOutputs, TextSettings
-from services.gateway.http.schema import ChatBody, FunctionSchema, GenerationBody
+from services.gateway.http.schema import FunctionSchema, GenerationBody
 from services.gateway.http.tools import ToolUse
 from services.gateway.http.values import Json
 from services.gateway.sampling import bad_field
@@ -41,13 +41,16 @@ def body_constraint(body: GenerationBody) -> Constraint | None:
     return _structured_outputs(body.structured_outputs)
 
 
-async def chat_constraint(body: ChatBody, use: ToolUse | None, tokenizer: Tokenizer) -> Constraint | None:
-    """Return what a chat's body asks for, calls of tools included.
+async def with_calls(
+    asked: Constraint | None, use: ToolUse | None, tokenizer: Tokenizer
+) -> Constraint | None:
+    """Return what a body asks for, calls of tools included.
 
+    Args:
+        asked: of the answer's text.
     Raises:
         BatonError: INVALID_ARGUMENT: a schema is not valid; names the tool.
     """
-    asked = body_constraint(body)
     if use is None:
         return asked
     is_demanded = use.demand is not Demand.OPTIONAL
@@ -59,8 +62,7 @@ async def chat_constraint(body: ChatBody, use: ToolUse | None, tokenizer: Tokeni
     for tool in use.tools:
         function = tool.function
         schema = _arguments(function) if is_demanded or function.strict else _ANY_OBJECT
-        index = [one.function.name for one in body.tools or []].index(function.name)
-        await lower_grammar(_json(schema), f"tools[{index}].function.parameters")
+        await lower_grammar(_json(schema), f"{use.fields[function.name]}.parameters")
         tools.append(CallableTool(function.name, schema))
     answer = None
     if asked is not None and not is_demanded:

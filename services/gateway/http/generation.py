@@ -8,7 +8,7 @@ from baton.v1.sampling_pb2 import SamplingParams
 from services.common.logs import request_id_var
 from services.common.tracing import HEADER, receive
 from services.gateway.generator import Generator
-from services.gateway.http.constraints import Constraint, body_constraint, chat_constraint
+from services.gateway.http.constraints import Constraint, body_constraint, with_calls
 from services.gateway.http.exchange import Exchange
 from services.gateway.http.formats import ChatFormat, Format, TextFormat
 from services.gateway.http.params import (
@@ -48,7 +48,7 @@ class GenerationApi:
             source,
             chat_sampling(body),
             shown_tokens=self._model.shown_tokens(with_tools=use is not None),
-            constraint=await chat_constraint(body, use, self._model.tokenizer),
+            constraint=await with_calls(body_constraint(body), use, self._model.tokenizer),
         )
         requests = replicate(request, body.n or 1)
         names, format = (use.names, use.format) if use else (frozenset[str](), None)

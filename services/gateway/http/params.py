@@ -88,8 +88,12 @@ def chat_input(
     variables: Mapping[str, Json] | None = None,
 ) -> ChatInput:
     """Return the conversation."""
-    shown = [tool.model_dump(exclude_none=True) for tool in tools]
-    return ChatInput([_message(turn) for turn in turns], tools=shown, variables=variables or {})
+    return ChatInput([_message(turn) for turn in turns], tools=show_tools(tools), variables=variables or {})
+
+
+def show_tools(tools: Sequence[Tool]) -> list[Json]:
+    """Return tools as templates take them."""
+    return [tool.model_dump(exclude_none=True) for tool in tools]
 
 
 def completion_inputs(body: CompletionBody) -> list[Input]:

@@ -1,11 +1,15 @@
 """The object that /v1/responses answers with, and the events that tell how it grows.
 
 response.created, response.in_progress
-for each item (reasoning, then the message):
+for each item (reasoning, the message):
     response.output_item.added, response.content_part.added
     response.output_text.delta | response.reasoning_text.delta ...
     response.output_text.done | response.reasoning_text.done
     response.content_part.done, response.output_item.done
+for each call of a tool, which comes as a whole:
+    response.output_item.added
+    response.function_call_arguments.delta, response.function_call_arguments.done
+    response.output_item.done
 response.completed | response.incomplete | response.failed
 """
 
@@ -22,8 +26,27 @@ from services.gateway.http.reader import Reader
 from services.gateway.http.responses_schema import ResponsesBody
 from services.gateway.http.values import Json
 from services.gateway.text.tokenizer import Tokenizer
+from services.gateway.text.tool_calls import ToolCall
 
 Event = dict[str, Json]
+
+
+def _tools(body: ResponsesBody) -> Json:
+    return [
+        {
+            "type": "function",
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": tool.parameters,
+            "strict": bool(tool.strict),
+        }
+        for tool in body.tools or []
+    ]
+
+
+def _tool_choice(body: ResponsesBody) -> Json:
+    choice = body.tool_choice
+    return choice or "auto" if choice is None or isinstance(choice, str) else choice.model_dump()
 
 
 def _text_settings(body: ResponsesBody) -> Json:
@@ -73,6 +96,7 @@ class ResponseWriter:
         self._num_events = 0
         self._output: list[Json] = []
         self._item: _Item | None = None
+        self._has_answer = False
         self.response: dict[str, Json] = {
             "id": f"resp_{new_id()}",
             "object": "response",
@@ -86,15 +110,15 @@ class ResponseWriter:
             "metadata": body.metadata or {},
             "model": model,
             "output": self._output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "store": False,
             "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": _text_settings(body),
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": _tool_choice(body),
+            "tools": _tools(body),
             "top_logprobs": body.top_logprobs or 0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
@@ -113,12 +137,14 @@ class ResponseWriter:
             events += self._grow("reasoning", choice.part.reasoning, [])
         if choice.part.text or choice.logprobs:
             events += self._grow("message", choice.part.text, choice.logprobs)
+        for call in choice.part.tool_calls:
+            events += self._call(call)
         return events
 
     def close(self, choice: Choice, reader: Reader) -> list[Event]:
-        """End; every response has a message, if an empty one."""
+        """End; every response has a message or a call, if an empty message."""
         events: list[Event] = []
-        if self._item is None or not self._item.is_message:
+        if not self._has_answer:
             events += self._grow("message", "", [])
         is_whole = choice.finish != "length"
         status = "completed" if is_whole else "incomplete"
@@ -148,6 +174,7 @@ class ResponseWriter:
         if item is None or item.is_message != (kind == "message"):
             events += self._end_item("completed")
             item = self._item = _Item(kind, len(self._output))
+            self._has_answer = self._has_answer or item.is_message
             events.append(
                 self._event("output_item.added", output_index=item.index, item=item.show("in_progress"))
             )
@@ -159,6 +186,29 @@ class ResponseWriter:
             more: dict[str, Json] = {"logprobs": shown} if item.is_message else {}
             events.append(self._part_event(item, f"{item.delta_type}.delta", delta=text, **more))
         return events
+
+    def _call(self, call: ToolCall) -> list[Event]:
+        events = self._end_item("completed")
+        self._has_answer = True
+        index, item_id = len(self._output), f"fc_{new_id()}"
+        done: dict[str, Json] = {
+            "id": item_id,
+            "type": "function_call",
+            "status": "completed",
+            "call_id": f"call_{new_id()}",
+            "name": call.name,
+            "arguments": call.arguments,
+        }
+        self._output.append(done)
+        begun = {**done, "status": "in_progress", "arguments": ""}
+        where: dict[str, Json] = {"item_id": item_id, "output_index": index}
+        return [
+            *events,
+            self._event("output_item.added", output_index=index, item=begun),
+            self._event("function_call_arguments.delta", **where, delta=call.arguments),
+            self._event("function_call_arguments.done", **where, name=call.name, arguments=call.arguments),
+            self._event("output_item.done", output_index=index, item=done),
+        ]
 
     def _end_item(self, status: str) -> list[Event]:
         item, self._item = self._item, None

@@ -1,4 +1,4 @@
-"""Handler of /v1/responses: text in, text out, nothing stored."""
+"""Handler of /v1/responses: text and calls of tools, nothing stored."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from baton.v1.inference_pb2 import Finished, Started
 from baton.v1.sampling_pb2 import SamplingParams
 from services.common.errors import BatonError
 from services.gateway.generator import Generator
-from services.gateway.http.constraints import text_constraint
+from services.gateway.http.constraints import text_constraint, with_calls
 from services.gateway.http.exchange import JSON, Exchange
 from services.gateway.http.formats import Choice
 from services.gateway.http.generation import prepare_for
-from services.gateway.http.params import base_sampling
+from services.gateway.http.params import base_sampling, show_tools
 from services.gateway.http.parse import parse_body
 from services.gateway.http.reader import Reader
 from services.gateway.http.response_events import Event, ResponseWriter
-from services.gateway.http.responses_schema import InputMessage, ResponsesBody
+from services.gateway.http.response_input import conversation
+from services.gateway.http.responses_schema import ResponsesBody
+from services.gateway.http.tools import response_tools
 from services.gateway.http.values import dump_line
 from services.gateway.request import ChatInput
-from services.gateway.sampling import bad_field
 from services.gateway.session.session import Session
-from services.gateway.text.chat_template import Message
-
-_TEXT_PARTS = ("input_text", "output_text", "text")
 
 
 class ResponsesApi:
@@ -39,17 +37,19 @@ class ResponsesApi:
         """POST /v1/responses."""
         body = parse_body(ResponsesBody, await exchange.read_body(self._generator.config.max_body_bytes))
         self._model.check_name(body.model)
+        use = response_tools(body, self._model.template)
         request = await prepare_for(
             exchange,
             self._generator,
             body,
-            ChatInput(_messages(body), "input"),
+            ChatInput(conversation(body), "input", tools=show_tools(use.shown if use else ())),
             _sampling(body),
-            shown_tokens=self._model.shown_tokens(with_tools=False),
-            constraint=text_constraint(body.text),
+            shown_tokens=self._model.shown_tokens(with_tools=use is not None),
+            constraint=await with_calls(text_constraint(body.text), use, self._model.tokenizer),
         )
-        parser = self._model.message_parser(request.prompt_text or "")
-        reader = Reader(request, parser)
+        names, format = (use.names, use.format) if use else (frozenset[str](), None)
+        parser = self._model.message_parser(request.prompt_text or "", names, format)
+        reader = Reader(request, parser, max_calls=1 if body.parallel_tool_calls is False else None)
         writer = ResponseWriter(body, self._model.name, self._model.tokenizer)
         (session,) = self._generator.start([request])
         try:
@@ -104,27 +104,3 @@ def _sampling(body: ResponsesBody) -> SamplingParams:
     if body.top_logprobs is not None or "message.output_text.logprobs" in (body.include or ()):
         params.logprobs = body.top_logprobs or 0
     return params
-
-
-def _messages(body: ResponsesBody) -> list[Message]:
-    turns = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    if not turns:
-        raise bad_field("input", "at least one message is needed")
-    messages: list[Message] = []
-    if body.instructions:
-        messages.append({"role": "system", "content": body.instructions})
-    for i, turn in enumerate(turns):
-        role = "system" if turn.role == "developer" else turn.role
-        messages.append({"role": role, "content": _text(turn, f"input[{i}].content")})
-    return messages
-
-
-def _text(turn: InputMessage, field: str) -> str:
-    if isinstance(turn.content, str):
-        return turn.content
-    texts: list[str] = []
-    for i, part in enumerate(turn.content):
-        if part.type not in _TEXT_PARTS or part.text is None:
-            raise bad_field(f"{field}[{i}]", 'only parts of type "input_text" or "output_text" are taken')
-        texts.append(part.text)
-    return "\n".join(texts)

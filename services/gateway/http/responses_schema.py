@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AliasChoices, Discriminator, Field, JsonValue, Tag
 
-from services.gateway.http.constraint_schema import TextSettings
+from services.gateway.http.constraint_schema import FlatAllowedToolChoice, FlatToolChoice, TextSettings
 from services.gateway.http.schema import SamplingBody, Strict
 
 
@@ -17,6 +18,7 @@ class InputPart(Strict):
     text: str | None = None
     annotations: JsonValue = None
     logprobs: JsonValue = None
+    parsed: JsonValue = None
 
 
 class InputMessage(Strict):
@@ -29,6 +31,92 @@ class InputMessage(Strict):
     id: str | None = None
     status: str | None = None
     phase: str | None = None
+
+
+class FunctionCall(Strict):
+    """A call of a tool in an earlier answer; `arguments` is the text of a JSON object."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    # Of no effect.
+    id: str | None = None
+    status: str | None = None
+    namespace: str | None = None
+    caller: JsonValue = None
+    parsed_arguments: JsonValue = None
+    # The SDK's objects call it async_ where they are dumped by their own names.
+    is_async: bool | None = Field(default=None, validation_alias=AliasChoices("async", "async_"))
+
+
+class FunctionCallOutput(Strict):
+    """What a tool gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[InputPart]
+    # Of no effect.
+    id: str | None = None
+    status: str | None = None
+    name: str | None = None
+    namespace: str | None = None
+    caller: JsonValue = None
+
+
+class ReasoningText(Strict):
+    """A part of the reasoning in an earlier answer."""
+
+    type: str
+    text: str
+
+
+class ReasoningItem(Strict):
+    """The reasoning of an earlier answer; models whose template shows it get it."""
+
+    type: Literal["reasoning"]
+    content: list[ReasoningText] | None = None
+    # Of no effect.
+    id: str | None = None
+    summary: JsonValue = None
+    status: str | None = None
+    encrypted_content: str | None = None
+
+
+_ITEMS = {
+    "message": "a-message",
+    "function_call": "a-call",
+    "function_call_output": "an-output",
+    "reasoning": "a-reasoning",
+}
+
+
+def _item_kind(item: object) -> str | None:
+    kind = item.get("type", "message") if isinstance(item, Mapping) else getattr(item, "type", None)
+    return _ITEMS.get(kind) if isinstance(kind, str) else None
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("a-message")]
+    | Annotated[FunctionCall, Tag("a-call")]
+    | Annotated[FunctionCallOutput, Tag("an-output")]
+    | Annotated[ReasoningItem, Tag("a-reasoning")],
+    Discriminator(
+        _item_kind,
+        custom_error_type="item_type",
+        custom_error_message="Items must be of type " + ", ".join(_ITEMS),
+    ),
+]
+
+
+class FunctionTool(Strict):
+    """A function that the model may call; `parameters` is a JSON schema, kept to if it is `strict`."""
+
+    type: Literal["function"]
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
 
 
 class ResponsesStreamOptions(Strict):
@@ -45,8 +133,6 @@ class ResponsesBody(SamplingBody):
         "previous_response_id": (None,),
         "conversation": (None,),
         "background": (None, False),
-        "tools": (None, []),
-        "tool_choice": (None, "none", "auto"),
         "reasoning": (None, {}),
         "truncation": (None, "disabled"),
         "max_tool_calls": (None,),
@@ -62,7 +148,6 @@ class ResponsesBody(SamplingBody):
         "previous_response_id": "responses are not stored; send the whole conversation as input",
         "conversation": "conversations are not stored; send the whole conversation as input",
         "background": "a response is not kept beyond its connection; stream it instead",
-        "tools": "tools are supported by /v1/chat/completions only",
         "truncation": 'only "disabled" is supported: shorten the conversation yourself',
         "prompt": "prompt templates are not stored; send input and instructions",
     }
@@ -71,7 +156,7 @@ class ResponsesBody(SamplingBody):
         "max_tokens": "this is max_output_tokens here",
     }
 
-    input: str | list[InputMessage]
+    input: str | list[InputItem]
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, lt=2**32)
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -82,8 +167,8 @@ class ResponsesBody(SamplingBody):
     previous_response_id: JsonValue = None
     conversation: JsonValue = None
     background: JsonValue = None
-    tools: JsonValue = None
-    tool_choice: JsonValue = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FlatToolChoice | FlatAllowedToolChoice | None = None
     text: TextSettings | None = None
     reasoning: JsonValue = None
     truncation: JsonValue = None

@@ -11,7 +11,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from services.gateway.http.constraint_schema import NamedToolChoice, ResponseFormat, StructuredOutputs
+from services.gateway.http.constraint_schema import (
+    AllowedToolChoice,
+    NamedToolChoice,
+    ResponseFormat,
+    StructuredOutputs,
+)
 
 Uint32 = Annotated[int, Field(ge=0, lt=2**32)]
 Uint64 = Annotated[int, Field(ge=0, lt=2**64)]
@@ -109,6 +114,7 @@ class ChatTurn(Strict):
     annotations: JsonValue = None
     audio: JsonValue = None
     function_call: JsonValue = None
+    parsed: JsonValue = None
 
 
 class FunctionSchema(Strict):
@@ -153,7 +159,7 @@ class ChatBody(GenerationBody):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     parallel_tool_calls: bool | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolChoice | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
     functions: JsonValue = None
     function_call: JsonValue = None

@@ -1,13 +1,19 @@
-"""The tools of a chat: which may or must be called, and how the model writes calls."""
+"""The tools of a request: which may or must be called, and how the model writes calls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.gateway.constraints.tool_calls import Demand
-from services.gateway.http.constraint_schema import NamedToolChoice
-from services.gateway.http.schema import ChatBody, Tool
+from services.gateway.http.constraint_schema import (
+    AllowedToolChoice,
+    FlatAllowedToolChoice,
+    FlatToolChoice,
+    NamedToolChoice,
+)
+from services.gateway.http.responses_schema import ResponsesBody
+from services.gateway.http.schema import ChatBody, FunctionSchema, Tool
 from services.gateway.sampling import bad_field
 from services.gateway.text.chat_template import ChatTemplate
 from services.gateway.text.tool_calls import ToolFormat
@@ -15,19 +21,21 @@ from services.gateway.text.tool_calls import ToolFormat
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """What a chat says of tools.
+    """What a request says of tools.
 
     Attributes:
         tools: those that may be called; at least one.
         shown: those that the template shows to the model.
         demand: whether one must be called.
         format: how the model writes calls.
+        fields: of the request's body, where each function is, by name.
     """
 
     tools: Sequence[Tool]
     shown: Sequence[Tool]
     demand: Demand
     format: ToolFormat
+    fields: Mapping[str, str]
 
     @property
     def names(self) -> frozenset[str]:
@@ -35,35 +43,59 @@ class ToolUse:
         return frozenset(tool.function.name for tool in self.tools)
 
 
-def chat_tools(body: ChatBody, template: ChatTemplate) -> ToolUse | None:
-    """Return the use of tools; None: none is called.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A tool_choice in whatever shape.
 
-    A demanded call is enforced by a grammar, so it needs no template that shows tools: the
-    answer is then one JSON object.
-
-    Raises:
-        BatonError: INVALID_ARGUMENT: what is asked for cannot be had.
+    Attributes:
+        mode: "none", "auto" or "required".
+        names: of the tools that may be called, and the fields that say so; None: all.
+        is_one: exactly one call.
     """
-    choice, tools = body.tool_choice, body.tools or []
-    _check_names(tools)
-    if choice == "none":
-        return None
-    if not tools:
-        if choice not in (None, "auto"):
-            raise bad_field("tool_choice", "there are no tools to call")
-        return None
-    if choice in (None, "auto"):
-        format = check_tools(tools, template)
-        return ToolUse(tools, tools, Demand.OPTIONAL, format)
-    demand = Demand.ONE if body.parallel_tool_calls is False else Demand.SOME
-    called = tools
-    if isinstance(choice, NamedToolChoice):
-        demand = Demand.ONE
-        called = [tool for tool in tools if tool.function.name == choice.function.name]
-        if not called:
-            raise bad_field("tool_choice.function.name", f"{choice.function.name!r} is not among the tools")
-    shown = tools if template.takes_tools else []
-    return ToolUse(called, shown, demand, template.tool_format or ToolFormat.LLAMA3)
+
+    mode: str
+    names: Sequence[tuple[str, str]] | None = None
+    is_one: bool = False
+
+
+def chat_tools(body: ChatBody, template: ChatTemplate) -> ToolUse | None:
+    """Return the use of tools in a chat; None: none is called. BatonError: as `use_tools`."""
+    match body.tool_choice:
+        case NamedToolChoice() as named:
+            names = [(named.function.name, "tool_choice.function.name")]
+            choice = Choice("required", names, is_one=True)
+        case AllowedToolChoice(allowed_tools=allowed):
+            path = "tool_choice.allowed_tools.tools[{}].function.name"
+            names = [(tool.function.name, path.format(i)) for i, tool in enumerate(allowed.tools)]
+            choice = Choice(allowed.mode, names)
+        case mode:
+            choice = Choice(mode or "auto")
+    return use_tools(body.tools or [], "tools[{}].function", choice, body.parallel_tool_calls, template)
+
+
+def response_tools(body: ResponsesBody, template: ChatTemplate) -> ToolUse | None:
+    """Return the use of tools in a response; None: none is called. BatonError: as `use_tools`."""
+    match body.tool_choice:
+        case FlatToolChoice() as named:
+            choice = Choice("required", [(named.name, "tool_choice.name")], is_one=True)
+        case FlatAllowedToolChoice() as allowed:
+            names = [(tool.name, f"tool_choice.tools[{i}].name") for i, tool in enumerate(allowed.tools)]
+            choice = Choice(allowed.mode, names)
+        case mode:
+            choice = Choice(mode or "auto")
+    tools = [
+        Tool(
+            type="function",
+            function=FunctionSchema(
+                name=tool.name,
+                description=tool.description,
+                parameters=tool.parameters,
+                strict=tool.strict or None,
+            ),
+        )
+        for tool in body.tools or []
+    ]
+    return use_tools(tools, "tools[{}]", choice, body.parallel_tool_calls, template)
 
 
 def check_tools(tools: Sequence[Tool], template: ChatTemplate) -> ToolFormat:
@@ -83,9 +115,46 @@ def check_tools(tools: Sequence[Tool], template: ChatTemplate) -> ToolFormat:
     return template.tool_format
 
 
-def _check_names(tools: Sequence[Tool]) -> None:
-    names: set[str] = set()
+def use_tools(
+    tools: Sequence[Tool], path: str, choice: Choice, parallel: bool | None, template: ChatTemplate
+) -> ToolUse | None:
+    """Return the use of tools; None: none is called.
+
+    A demanded call is enforced by a grammar, so it needs no template that shows tools: the
+    answer is then one JSON object.
+
+    Args:
+        path: of a function in the body, with a place for its number.
+    Raises:
+        BatonError: INVALID_ARGUMENT: what is asked for cannot be had.
+    """
+    fields = _fields(tools, path)
+    if choice.mode == "none":
+        return None
+    if not tools:
+        if choice.mode != "auto" or choice.names is not None:
+            raise bad_field("tool_choice", "there are no tools to call")
+        return None
+    called = tools
+    if choice.names is not None:
+        for name, field in choice.names:
+            if name not in fields:
+                raise bad_field(field, f"{name!r} is not among the tools")
+        names = {name for name, _ in choice.names}
+        called = [tool for tool in tools if tool.function.name in names]
+    if choice.mode == "auto":
+        return ToolUse(called, tools, Demand.OPTIONAL, check_tools(tools, template), fields)
+    demand = Demand.ONE if choice.is_one or parallel is False else Demand.SOME
+    shown = tools if template.takes_tools else []
+    return ToolUse(called, shown, demand, template.tool_format or ToolFormat.LLAMA3, fields)
+
+
+def _fields(tools: Sequence[Tool], path: str) -> dict[str, str]:
+    """Return where each function is. BatonError: a name is there twice."""
+    fields: dict[str, str] = {}
     for i, tool in enumerate(tools):
-        if tool.function.name in names:
-            raise bad_field(f"tools[{i}].function.name", f"{tool.function.name!r} is there twice")
-        names.add(tool.function.name)
+        name = tool.function.name
+        if name in fields:
+            raise bad_field(f"{path.format(i)}.name", f"{name!r} is there twice")
+        fields[name] = path.format(i)
+    return fields

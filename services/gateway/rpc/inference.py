@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 import grpc
 
 from baton.v1.inference_pb2 import (
-    ChatMessages,
     Delta,
     DetokenizeRequest,
     DetokenizeResponse,
@@ -25,8 +24,13 @@ from baton.v1.inference_pb2_grpc import InferenceServiceServicer
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import request_id_var
 from services.gateway.generator import Generator
+from services.gateway.http.constraints import Constraint, with_calls
+from services.gateway.http.params import show_tools
+from services.gateway.http.tools import ToolUse
 from services.gateway.request import ChatInput, Input, TextInput, TokenInput, prepare, tokenize
+from services.gateway.rpc.chat import MessageEvents, request_tools, template_variables, turns
 from services.gateway.session.session import Event
+from services.gateway.text.chat_template import Json
 
 
 class InferenceServicer(InferenceServiceServicer):
@@ -43,27 +47,44 @@ class InferenceServicer(InferenceServiceServicer):
         """Stream the answer to one prompt."""
         generator = self._generator
         caller = generator.callers.identify_call(context)
-        generator.model.check_name(request.model)
+        model = generator.model
+        model.check_name(request.model)
         remaining_s = context.time_remaining()
+        use = request_tools(request, model.template)
+        constraint = await with_calls(_asked(request), use, model.tokenizer) if use else None
+        if constraint is not None:
+            request.sampling.grammar.CopyFrom(constraint.grammar)
+        is_chat = request.WhichOneof("input") == "messages"
         prepared = await prepare(
-            generator.model,
-            _input(request),
+            model,
+            _input(request, use, template_variables(request)),
             request.sampling,
             prefix="sampling.",
+            grammar_field=constraint.field if constraint else "",
             priority=request.priority,
             cache_salt=request.cache_salt,
             caller=caller,
             request_id=request.request_id,
+            shown_tokens=model.shown_tokens(with_tools=use is not None) if is_chat else frozenset(),
             timeout_s=generator.config.request_timeout_s if remaining_s is None else remaining_s,
         )
         request_id_var.set(prepared.request_id)
+        names, format = (use.names, use.format) if use else (frozenset[str](), None)
+        parser = model.message_parser(prepared.prompt_text or "", names, format) if is_chat else None
+        parts: MessageEvents | None = None
+        if parser is not None and not parser.is_plain:
+            parts = MessageEvents(parser, 1 if request.tool_choice.single else None)
         (session,) = generator.start([prepared])
         # A client that leaves while a message is being written does not wake this coroutine.
         context.add_done_callback(lambda _context: session.close())  # type: ignore[arg-type]
         try:
             async with aclosing(session.events()) as events:
                 async for event in events:
-                    yield _response(event)
+                    if parts is None:
+                        yield _response(event)
+                        continue
+                    for part in parts.take(event):
+                        yield _response(part)
         finally:
             session.close()
 
@@ -111,22 +132,33 @@ class InferenceServicer(InferenceServiceServicer):
         return DetokenizeResponse(text=self._generator.model.detokenize(request.token_ids, "token_ids"))
 
 
-def _input(request: GenerateRequest | TokenizeRequest) -> Input:
+def _asked(request: GenerateRequest) -> Constraint | None:
+    if not request.sampling.HasField("grammar"):
+        return None
+    return Constraint(request.sampling.grammar, "sampling.grammar")
+
+
+def _input(
+    request: GenerateRequest | TokenizeRequest,
+    use: ToolUse | None = None,
+    variables: Mapping[str, Json] | None = None,
+) -> Input:
     kind = request.WhichOneof("input")
     if kind == "text":
         return TextInput(request.text, "text")
     if kind == "messages":
-        return ChatInput(_messages(request.messages), "messages.messages")
+        return ChatInput(
+            turns(request.messages.messages),
+            "messages.messages",
+            tools=show_tools(use.shown if use else ()),
+            variables=variables or {},
+        )
     if isinstance(request, GenerateRequest) and kind == "token_ids":
         return TokenInput(request.token_ids.ids, "token_ids")
     known = "text, messages" + (" and token_ids" if isinstance(request, GenerateRequest) else "")
     raise BatonError(
         ErrorReason.INVALID_ARGUMENT, f"input: exactly one of {known} must be set", field="input"
     )
-
-
-def _messages(conversation: ChatMessages) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in conversation.messages]
 
 
 def _response(event: Event) -> GenerateResponse:

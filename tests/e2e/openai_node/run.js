@@ -39,6 +39,10 @@ const merge = {
     const response = event.object === "response" ? event : event.response;
     if (event.object === "response") found.texts[0] = response.output_text;
     if (!response || !["completed", "incomplete"].includes(response.status)) return;
+    found.texts[0] ??= "";
+    for (const { type, name, arguments: given } of response.output) {
+      if (type === "function_call") found.calls.push([name, given]);
+    }
     found.finish[0] = response.status;
     found.usage = {
       prompt_tokens: response.usage.input_tokens,

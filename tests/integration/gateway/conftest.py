@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
 import pytest
 import pytest_asyncio
+from openai import AsyncOpenAI
 
 from baton.v1.inference_pb2 import Delta, Finished, GenerateRequest, Started, TokenIds
 from baton.v1.inference_pb2_grpc import InferenceServiceStub
@@ -19,6 +21,7 @@ from services.gateway.app import Gateway
 from services.gateway.config import GatewayConfig
 from tests.support.byte_tokenizer import write_byte_tokenizer
 from tests.support.scripted_workers import ScriptedCluster
+from tests.support.speaking import TEMPLATES
 
 
 @dataclass
@@ -118,3 +121,17 @@ async def make_setup(byte_model: Path) -> AsyncIterator[MakeSetup]:
         await setup.channel.close()
         await setup.gateway.stop()
         await setup.workers.close()
+
+
+def client_of(setup: Setup) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{setup.http.base_url}/v1", api_key="none", max_retries=0)
+
+
+@pytest_asyncio.fixture
+async def speaking(make_setup: MakeSetup, tmp_path: Path, request: Any) -> AsyncIterator[AsyncOpenAI]:
+    """A client of a model whose template is the one named by the parameter."""
+    model = write_byte_tokenizer(
+        tmp_path / "tiny", template=TEMPLATES[request.param], special_tokens=["[TOOL_CALLS]"]
+    )
+    async with client_of(await make_setup(model=str(model))) as client:
+        yield client

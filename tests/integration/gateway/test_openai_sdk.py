@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,10 +12,11 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 
 from services.gateway.config import LimitsConfig
-from tests.integration.gateway.conftest import MakeSetup, Setup
+from tests.integration.gateway.conftest import MakeSetup, Setup, client_of
 from tests.support import scripted_workers
-from tests.support.byte_tokenizer import EOS, ids_of, text_of, write_byte_tokenizer
+from tests.support.byte_tokenizer import ids_of, text_of
 from tests.support.scripted_workers import expected
+from tests.support.speaking import ASSISTANT, CALL, TOOL, speak
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT_IDS = [1, *ids_of("user\nhi"), 2, 1, *ids_of("assistant\n")]
@@ -26,10 +26,6 @@ HI_TEXT = text_of(expected(ids_of("hi"), 8))
 CHAT: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
 PLAIN: dict[str, Any] = {"model": "tiny", "prompt": "hi", "temperature": 0, "max_tokens": 8}
 RESPONSE: dict[str, Any] = {"model": "tiny", "input": "hi", "temperature": 0, "max_output_tokens": 8}
-
-
-def client_of(setup: Setup) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{setup.http.base_url}/v1", api_key="none", max_retries=0)
 
 
 @pytest_asyncio.fixture
@@ -446,52 +442,6 @@ async def test_closing_a_stream_frees_everything(setup: Setup, client: AsyncOpen
 # Tools and reasoning: workers that say what they are told
 
 
-def speak(monkeypatch: pytest.MonkeyPatch, after: str, text: str | Sequence[int]) -> None:
-    """Let the workers answer a prompt that ends with `after` with `text`, then the end-of-sequence token."""
-    script = ids_of(text) if isinstance(text, str) else list(text)
-    mark = ids_of(after)
-
-    def next_token(token_ids: Sequence[int], seed: int = 0) -> int:
-        ids = list(token_ids)
-        at = next(i for i in range(len(ids), 0, -1) if ids[i - len(mark) : i] == mark)
-        return script[len(ids) - at] if len(ids) - at < len(script) else EOS
-
-    monkeypatch.setattr(scripted_workers, "next_token", next_token)
-
-
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather of a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
-TOOLS = "{% if tools %}<s>{{ tools | tojson }}</s>{% endif %}"
-TURNS = (
-    "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}</s>"
-    "{% endfor %}{{ '<s>assistant\n' }}"
-)
-TEMPLATES = {
-    "hermes": TOOLS + "{# <tool_call> #}" + TURNS,
-    "mistral": TOOLS + "{# [TOOL_CALLS] #}" + TURNS,
-    "llama3": TOOLS + '{# "parameters" #}' + TURNS,
-    "thinking": "{# </think> #}" + TOOLS + "{# <tool_call> #}" + TURNS + "{{ '<think>\n' if think }}",
-}
-
-
-@pytest_asyncio.fixture
-async def speaking(make_setup: MakeSetup, tmp_path: Path, request: Any) -> AsyncIterator[AsyncOpenAI]:
-    """A client of a model whose template is the one named by the parameter."""
-    model = write_byte_tokenizer(
-        tmp_path / "tiny", template=TEMPLATES[request.param], special_tokens=["[TOOL_CALLS]"]
-    )
-    async with client_of(await make_setup(model=str(model))) as client:
-        yield client
-
-
-ASSISTANT = "assistant\n"
 FREE = CHAT | {"max_tokens": 400, "tools": [TOOL]}
 
 

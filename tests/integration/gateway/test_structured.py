@@ -163,6 +163,23 @@ async def test_a_call_that_is_demanded_is_made(client: AsyncOpenAI, streamed: bo
     assert "turn" in names
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_call_that_is_demanded_of_a_response_is_made(client: AsyncOpenAI, streamed: bool) -> None:
+    tools: Any = [{"type": "function", **each["function"]} for each in TOOLS]
+    for choice in ("required", {"type": "function", "name": "turn"}):
+        fields: dict[str, Any] = {"model": "tiny", "input": "hi", "max_output_tokens": 300, "tools": tools}
+        fields |= {"tool_choice": choice, "parallel_tool_calls": False}
+        if streamed:
+            async with client.responses.stream(**fields) as events:
+                response: Any = await events.get_final_response()
+        else:
+            response = await client.responses.create(**fields)
+        (call,) = response.output
+        assert (call.type, response.status, response.output_text) == ("function_call", "completed", "")
+        by_name = {each["name"]: each["parameters"] for each in tools}
+        jsonschema.validate(json.loads(call.arguments), by_name[call.name])
+
+
 @pytest.mark.parametrize("served", ["hermes"], indirect=True)
 async def test_a_model_that_may_call_keeps_to_json_or_calls(client: AsyncOpenAI) -> None:
     strict = [{**one, "function": {**one["function"], "strict": True}} for one in TOOLS]
