@@ -32,6 +32,14 @@ BAD = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_L
 TEXTS = ("", "a", "hello there", "\x00", "é😀", "<|im_start|>", "{", "x" * 300, "tiny")
 INTS = (0, 1, 2, 3, 15, 16, 100, 127, 128, 271, 272, 2**31 - 1, 2**32 - 1)
 FLOATS = (0.0, 1.0, 0.5, -1.0, 2.0, 1e-30, 1e30, float("inf"), float("-inf"), float("nan"))
+SCHEMAS = (
+    "",
+    "{}",
+    '{"type": "object", "properties": {"to": {"enum": ["left", "right"]}}}',
+    '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}',
+    '{"type": "objet"}',
+    "[1]",
+)
 TASKS = 6
 
 
@@ -97,11 +105,30 @@ def fill(message: Message, draw: random.Random, depth: int = 0) -> Message:
         for field in fields:
             _set(message.sampling, field, draw, depth)
         return message
+    if isinstance(message, inference_pb2.GenerateRequest) and draw.random() < 0.5:
+        return _converse(message, draw, depth)
     descriptor: Descriptor = message.DESCRIPTOR
     for field in descriptor.fields:
         if draw.random() < 0.5:
             _set(message, field, draw, depth)
     return message
+
+
+def _converse(request: inference_pb2.GenerateRequest, draw: random.Random, depth: int) -> Message:
+    """A conversation with tools, most of which could run."""
+    for role in ("user", *draw.choices(("assistant", "tool", "user", "system"), k=draw.choice((0, 1, 3)))):
+        turn = request.messages.messages.add(role=role, content=draw.choice(TEXTS))
+        if role == "assistant":
+            turn.tool_calls.add(id="1", name="f0", arguments=draw.choice(SCHEMAS))
+    for i in range(draw.choice((0, 1, 2))):
+        request.tools.add(name=f"f{i}", parameters=draw.choice(SCHEMAS), strict=draw.random() < 0.5)
+    request.tool_choice.mode = draw.choice((0, 1, 2, 2, 2, 3, 9))  # type: ignore[assignment]
+    request.tool_choice.names.extend(draw.choice(([], [], [], ["f0"], ["f9"])))
+    request.tool_choice.single = draw.random() < 0.5
+    request.sampling.max_tokens = draw.choice((1, 8, 40))
+    if draw.random() < 0.2:
+        fill(request.sampling, draw, depth)
+    return request
 
 
 def _set(message: Message, field: FieldDescriptor, draw: random.Random, depth: int) -> None:
