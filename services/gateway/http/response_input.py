@@ -6,6 +6,7 @@ model's template they are one turn of the assistant, so what follows each other 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from services.gateway.http.responses_schema import (
@@ -27,7 +28,8 @@ def conversation(body: ResponsesBody) -> list[Message]:
     """Return the turns.
 
     Raises:
-        BatonError: INVALID_ARGUMENT: there are none, a part is not text, or an output belongs to no call.
+        BatonError: INVALID_ARGUMENT: there are none, a part is not text, arguments are no JSON, or an
+            output belongs to no call.
     """
     items = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
     if not items:
@@ -44,7 +46,7 @@ def conversation(body: ResponsesBody) -> list[Message]:
             case ReasoningItem():
                 turns.reason("\n".join(part.text for part in item.content or ()))
             case FunctionCall():
-                turns.call(item)
+                turns.call(item, f"{field}.arguments")
             case FunctionCallOutput():
                 turns.answer(item, _text(item.output, f"{field}.output"), f"{field}.call_id")
     return turns.messages
@@ -73,7 +75,9 @@ class _Turns:
         if text and self._open is not None:
             self._open["reasoning_content"] = text
 
-    def call(self, item: FunctionCall) -> None:
+    def call(self, item: FunctionCall, field: str) -> None:
+        if not _is_json(item.arguments):
+            raise bad_field(field, "must be the text of a JSON object")
         if self._open is None:
             self.add("assistant", "")
         assert self._open is not None
@@ -93,6 +97,14 @@ class _Turns:
             raise bad_field(field, f"no function_call before it has the call_id {item.call_id!r}")
         self.messages.append({"role": "tool", "tool_call_id": item.call_id, "name": name, "content": text})
         self._open, self._calls = None, []
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _text(content: str | Sequence[InputPart], field: str) -> str:

@@ -177,6 +177,11 @@ async def test_reasoning_comes_before_a_call_and_goes_back(
         ),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]", "of type message"),
         ({"input": [{"type": "function_call", "call_id": "a"}]}, "input[0].name", "required"),
+        (
+            {"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{"}]},
+            "input[0].arguments",
+            "JSON",
+        ),
         ({"input": [{"role": "robot", "content": "a"}]}, "input[0].role", "user"),
     ],
 )
