@@ -7,7 +7,9 @@
 
 Beyond capacity a queue helps nobody: what waits too long misses its deadline after it
 was paid for. So the queue is as long as what can still be met, and the rest is refused
-while it can go elsewhere.
+while it can go elsewhere. What can be met is judged by how fast the queue moves, how long
+prompts wait at the workers, and how far apart tokens come; all three are of the last
+moments, so that a slow one is soon forgotten.
 
 Ageing is in the order itself: one level of priority is worth `priority_step_s` seconds
 of waiting, so that whoever waits long enough comes before any newcomer.
@@ -30,6 +32,9 @@ from services.gateway.pace import Pace
 from services.gateway.quota import Quota
 
 _RETRY_S = 1.0
+# Who is let in crowds those let in before, which no estimate made then could know. With less, a sudden
+# load of three times the capacity lets in so many that most are late (tests/unit/gateway/test_overload.py).
+_MARGIN = 1.5
 
 
 class Demand(Protocol):
@@ -61,7 +66,9 @@ class Admission:
 
     Args:
         expected_output_tokens: of a request that asks for more.
+        clock: seconds, monotonic.
         ledger: where limits are counted; None: for this process alone.
+        backlog_s: how long a prompt waits for the workers that compute prompts, seconds.
     Attributes:
         waiting: requests that hold no reservation yet.
         in_flight: all admitted requests, waiting ones included.
@@ -73,11 +80,13 @@ class Admission:
         expected_output_tokens: int = 256,
         clock: Callable[[], float] = time.monotonic,
         ledger: Ledger | None = None,
+        backlog_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._limits = limits
         self._all_limits = limits.of_all
         self._expected_output_tokens = expected_output_tokens
         self.clock = clock
+        self._backlog_s = backlog_s
         self.pace = Pace(limits.max_running, clock)
         self.ledger = ledger or Ledger()
         with self.ledger.locked():
@@ -190,24 +199,34 @@ class Admission:
         return not self._limits.max_running or self.started < self._limits.max_running
 
     def _check_wait(self, demand: Demand) -> None:
-        """Refuse what would wait longer than it may."""
-        if self._has_place() and not self.waiting:
+        """Refuse what would wait longer than it may, or could not be answered in time.
+
+        Who comes alone is always let in: what is known is of a crowd that is gone.
+        """
+        if not self.in_flight:
             return
+        wait_s = self._queue_s(demand) + self._backlog_s()
+        limit_s = self._limits.max_queue_s or float("inf")
+        stream_s = self.pace.stream_s(self.expected_tokens(demand))
+        spare_s = (demand.deadline - self.clock()) / _MARGIN - stream_s
+        if wait_s <= min(limit_s, spare_s):
+            return
+        allowed = f"{limit_s:g} s are allowed"
+        if spare_s < limit_s:
+            allowed = f"its answer takes {stream_s:.1f} s, so its deadline cannot be met"
+        raise BatonError(
+            ErrorReason.QUEUE_FULL,
+            f"{self.waiting} requests are waiting and this one would for {wait_s:.1f} s; {allowed}",
+            retry_after_s=max(_RETRY_S, wait_s - max(0.0, min(limit_s, spare_s))),
+        )
+
+    def _queue_s(self, demand: Demand) -> float:
+        """Return how long a request would wait here and for a reservation, seconds."""
+        if self._has_place() and not self.waiting:
+            return 0.0
         order = self.order(demand)
         behind = len(self._queue) - bisect.bisect_right(self._queue, order, key=lambda entry: entry[0])
-        wait_s = self.pace.wait_s(self.waiting - behind)
-        if wait_s is None:
-            return
-        limit_s = self._limits.max_queue_s or float("inf")
-        service_s = self.pace.service_s(self.expected_tokens(demand)) or 0.0
-        spare_s = demand.deadline - self.clock() - service_s
-        if wait_s > min(limit_s, spare_s):
-            allowed = f"{limit_s:g} s are allowed" if limit_s <= spare_s else "its deadline cannot be met"
-            raise BatonError(
-                ErrorReason.QUEUE_FULL,
-                f"{self.waiting} requests are waiting and this one would for {wait_s:.1f} s; {allowed}",
-                retry_after_s=max(_RETRY_S, wait_s - max(0.0, min(limit_s, spare_s))),
-            )
+        return self.pace.wait_s(self.waiting - behind) or 0.0
 
     def _quota(self, caller: Caller) -> Quota:
         quota = self._by_key.get(caller.key_id)
@@ -234,6 +253,7 @@ class Ticket:
         self._waits = self._counts = True
         self.has_place = False
         self._ran_at: float | None = None
+        self._token_at: float | None = None
         admission.waiting += 1
         for quota in admission.quotas(demand.caller):
             quota.take(tokens)
@@ -250,11 +270,25 @@ class Ticket:
             self._ran_at = self._admission.clock()
             self._admission.pace.on_exit()
 
-    def release(self, output_tokens: int = 0) -> None:
+    def tokens(self, count: int, now: float) -> None:
+        """Take note that tokens came, the first or more.
+
+        Args:
+            count: >= 1.
+            now: on the admission's clock.
+        """
+        if self._token_at is None:
+            self._admission.pace.on_stream_begins()
+        else:
+            self._admission.pace.on_gap((now - self._token_at) / count)
+        self._token_at = now
+
+    def release(self, output_tokens: int = 0, *, is_whole: bool = True) -> None:
         """Give the place back. Idempotent.
 
         Args:
             output_tokens: generated.
+            is_whole: the answer has come to its end, and so says how long answers are.
         """
         if not self._counts:
             return
@@ -262,8 +296,10 @@ class Ticket:
         if self._waits:
             self._waits = False
             self._admission.waiting -= 1
-        elif self._ran_at is not None and output_tokens:
+        elif self._ran_at is not None and output_tokens and is_whole:
             self._admission.pace.on_end(self._admission.clock() - self._ran_at, output_tokens)
+        if self._token_at is not None:
+            self._admission.pace.on_stream_ends()
         with self._admission.ledger.locked():
             for quota in self._admission.quotas(self.demand.caller):
                 quota.give_back(self._tokens, self.demand.num_prompt_tokens + output_tokens)

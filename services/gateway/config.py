@@ -57,8 +57,9 @@ class LimitsConfig:
         max_running: most requests of a gateway process that workers have at once; more wait in the gateway.
             0: all go to the workers, and wait there.
         max_queue: most requests that wait in a gateway process; more are refused with 429.
-        max_queue_s: longest that a request may wait, seconds; one that would wait longer is refused at
-            once. 0: until its deadline.
+        max_queue_s: longest that a request may wait, seconds, in the gateway and at the workers that
+            compute prompts; one that would wait longer is refused at once, as is one whose answer would be
+            late for its deadline. 0: until its deadline.
         priority_step_s: seconds of waiting that one level of priority is worth.
     """
 

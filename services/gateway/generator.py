@@ -35,18 +35,23 @@ class Generator:
         self.registry = Registry(config.served_name, config.beat_interval_ms / 1000, time.monotonic)
         self.model = ServedModel(config.served_name, config.model_dir, self.registry)
         self.callers = Callers(config.access.keys_path)
-        ledger = None
-        if config.limits_fd >= 0:
-            ledger = Ledger(config.limits_fd, config.processes, config.process_index)
-        self.admission = Admission(config.limits, config.expected_output_tokens, ledger=ledger)
-        self.metrics = GatewayMetrics(self.registry, self.admission)
-        self.timelines = Timelines()
         self.cluster = Cluster(
             self.registry,
             config.expected_output_tokens,
             config.local_prefill_tokens,
             config.peers.certificate,
         )
+        ledger = None
+        if config.limits_fd >= 0:
+            ledger = Ledger(config.limits_fd, config.processes, config.process_index)
+        self.admission = Admission(
+            config.limits,
+            config.expected_output_tokens,
+            ledger=ledger,
+            backlog_s=self.cluster.backlog_s,
+        )
+        self.metrics = GatewayMetrics(self.registry, self.admission)
+        self.timelines = Timelines()
         self._background = [
             asyncio.create_task(self.registry.run_sweeps()),
             asyncio.create_task(self.callers.watch()),

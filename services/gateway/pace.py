@@ -1,4 +1,4 @@
-"""How fast the queue moves, and how long a request takes: what promises to clients are made of."""
+"""How fast requests move: what promises to clients are made of."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 _KEPT_EXITS = 32
 _MIN_EXITS = 4
 _WEIGHT = 0.1
+# Gaps come by the hundred a second under load: the mean is that of the last 50 or so.
+_GAP_WEIGHT = 0.02
 
 
 class Pace:
@@ -24,6 +26,8 @@ class Pace:
         self._exits: deque[float] = deque(maxlen=_KEPT_EXITS)
         self._service_s: float | None = None
         self._output_tokens: float | None = None
+        self._streams = 0
+        self._gap_s: float | None = None
 
     def on_queue_begins(self) -> None:
         """A request waits and none did before: earlier gaps between exits were no queue's."""
@@ -32,6 +36,20 @@ class Pace:
     def on_exit(self) -> None:
         """A request stopped waiting."""
         self._exits.append(self._clock())
+
+    def on_stream_begins(self) -> None:
+        """A request has its first token."""
+        self._streams += 1
+
+    def on_gap(self, gap_s: float) -> None:
+        """A request has one more token, so many seconds after the one before."""
+        self._gap_s = gap_s if self._gap_s is None else self._gap_s + _GAP_WEIGHT * (gap_s - self._gap_s)
+
+    def on_stream_ends(self) -> None:
+        """A request that had a first token has ended."""
+        self._streams -= 1
+        if not self._streams:  # what was seen in a crowd says nothing of an empty machine
+            self._gap_s = None
 
     def on_end(self, service_s: float, output_tokens: int) -> None:
         """A request that ran has ended."""
@@ -43,11 +61,14 @@ class Pace:
         rate = self._exits_per_s()
         return None if rate is None else (ahead + 1) / rate
 
-    def service_s(self, max_tokens: int) -> float | None:
-        """Return how long a request runs once it has stopped waiting, seconds."""
-        if self._service_s is None or self._output_tokens is None:
-            return None
-        return self._service_s * min(1.0, max_tokens / max(1.0, self._output_tokens))
+    def stream_s(self, max_tokens: int) -> float:
+        """Return how long an answer takes from its first token on, with those that are written now, seconds.
+
+        0: nothing is being written.
+        """
+        if self._gap_s is None:
+            return 0.0
+        return self._gap_s * min(max_tokens, self._output_tokens or max_tokens)
 
     def _exits_per_s(self) -> float | None:
         if len(self._exits) >= _MIN_EXITS:

@@ -158,3 +158,12 @@ def pick_prefill(workers: Sequence[PrefillFacts], num_tokens: int) -> int:
         return cost / (worker.tokens_per_s or fastest)
 
     return min(range(len(workers)), key=lambda i: (cost_s(workers[i]), workers[i].last_pick))
+
+
+def backlog_s(workers: Sequence[PrefillFacts]) -> float:
+    """Return how long a new prompt waits where it waits least, seconds.
+
+    A worker whose pace is unknown has computed nothing yet, and so has nobody waiting for long.
+    """
+    waits = (worker.queued_tokens / worker.tokens_per_s if worker.tokens_per_s else 0.0 for worker in workers)
+    return min(waits, default=0.0)

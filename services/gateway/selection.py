@@ -12,6 +12,7 @@ from services.gateway.registry import Registry, Worker, WorkerKey
 from services.gateway.routing import (
     DecodeFacts,
     PrefillFacts,
+    backlog_s,
     may_fill,
     num_blocks,
     pick_decode,
@@ -153,6 +154,11 @@ class Selector:
         index = self._choose_prefill(facts, prompt.num_tokens)
         tokens = uncached_tokens(prompt.num_tokens, cached[index])
         return workers[index], self._hold(workers[index], prompt, tokens=tokens)
+
+    def backlog_s(self) -> float:
+        """Return how long a prompt waits before it is computed, seconds."""
+        workers = self.eligible(lambda worker: worker.does_prefill, (), ())
+        return backlog_s([_prefill_facts(worker, 0) for worker in workers])
 
     def fillers(
         self,

@@ -64,6 +64,10 @@ class Cluster:
         picked = self._selector.pick_prefill(prompt, reserved, avoid, refuse)
         return picked and (self._links[picked[0].key], picked[1])
 
+    def backlog_s(self) -> float:
+        """Return how long a prompt waits before it is computed, seconds: see Selector."""
+        return self._selector.backlog_s()
+
     def has_decode(self, refuse: Collection[WorkerKey]) -> bool:
         """Tell whether there is a decode worker that is not among `refuse`."""
         return bool(self._selector.eligible(lambda worker: worker.does_decode, (), refuse))

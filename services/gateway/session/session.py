@@ -131,7 +131,7 @@ class Session:
         self._is_closed = True
         if self._attempt is not None:
             self._attempt.close()
-        self._ticket.release(len(self._answer.token_ids))
+        self._ticket.release(len(self._answer.token_ids), is_whole=self._outcome == "ok")
         self._trace.ended(self._outcome, self._reason)
         self._record()
 
@@ -154,6 +154,7 @@ class Session:
             foretold = attempt.first.prompt_logprobs
             self._cached_tokens = min(attempt.first.cached_tokens, len(self.request.token_ids))
             self._metrics.cached_tokens.inc(self._cached_tokens)
+        self._ticket.tokens(len(tokens), now)
         delta = self._answer.push(tokens)
         delta.prompt_logprobs.extend(foretold)
         self._trace.tokens(len(delta.token_ids))

@@ -110,7 +110,7 @@ def test_requests_a_minute_refill_with_time(bench: Bench) -> None:
     error = refusal(admission)
     assert error.reason is ErrorReason.RATE_LIMITED
     assert error.retry_after_s == pytest.approx(1.0)
-    bench.clock.now += error.retry_after_s
+    bench.clock.now += 1.0
     admit(admission)
     refusal(admission)
 
@@ -216,19 +216,62 @@ async def test_a_request_that_would_wait_too_long_is_refused_at_once(bench: Benc
     admit(admission)
 
 
+def stream(bench: Bench, admission: Admission, gap_s: float) -> Ticket:
+    """Let a request get tokens, so long apart."""
+    (ticket,) = admit(admission)
+    ticket.run()
+    for _ in range(10):
+        bench.clock.now += gap_s
+        ticket.tokens(1, bench.clock.now)
+    return ticket
+
+
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once(bench: Bench) -> None:
     admission = bench.admission()
-    for ticket in await saturate(bench, admission, exits_per_s=2):
-        ticket.run()
-    (done,) = admit(admission, Demand(max_tokens=100))
-    done.run()
-    bench.clock.now += 8
-    done.release(output_tokens=100)  # a request of 100 tokens takes 8 s
-    await saturate(bench, admission, exits_per_s=2)
+    stream(bench, admission, gap_s=0.08)  # 100 tokens take 8 s
+    await saturate(bench, admission, exits_per_s=2)  # ten wait, for 5 s
     now = bench.clock.now
-    assert "deadline cannot be met" in refusal(admission, Demand(deadline=now + 12, max_tokens=100)).message
-    admit(admission, Demand(deadline=now + 12, max_tokens=10))
-    admit(admission, Demand(deadline=now + 20, max_tokens=100))
+    assert "deadline cannot be met" in refusal(admission, Demand(deadline=now + 18, max_tokens=100)).message
+    admit(admission, Demand(deadline=now + 18, max_tokens=10))
+    admit(admission, Demand(deadline=now + 25, max_tokens=100))
+
+
+def test_a_deadline_counts_without_a_queue_too(bench: Bench) -> None:
+    admission = bench.admission()
+    ticket = stream(bench, admission, gap_s=0.5)
+    hasty = Demand(deadline=bench.clock.now + 11, max_tokens=16)
+    assert "deadline cannot be met" in refusal(admission, hasty).message
+    admit(admission, Demand(deadline=bench.clock.now + 13, max_tokens=16))
+    ticket.release(10)  # the last that had tokens: how far apart they came says nothing any more
+    admit(admission, Demand(deadline=bench.clock.now + 11, max_tokens=16))
+
+
+def test_answers_are_expected_to_become_as_long_as_they_do(bench: Bench) -> None:
+    admission = bench.admission()
+    for _ in range(2):
+        ticket = stream(bench, admission, gap_s=0.1)
+        stream(bench, admission, gap_s=0.1)
+        ticket.release(output_tokens=20)
+    admit(admission, Demand(deadline=bench.clock.now + 4, max_tokens=200))
+
+
+def test_prompts_that_wait_for_workers_count(bench: Bench) -> None:
+    waits = 1.0
+    admission = Admission(LimitsConfig(max_queue_s=2), 256, bench.clock, backlog_s=lambda: waits)
+    admit(admission)
+    admit(admission)
+    waits = 2.5
+    error = refusal(admission)
+    assert "this one would for 2.5 s; 2 s are allowed" in error.message
+    assert error.retry_after_s == pytest.approx(1.0)
+
+
+def test_who_comes_alone_is_let_in_whatever_was_before(bench: Bench) -> None:
+    admission = Admission(LimitsConfig(max_queue_s=2), 256, bench.clock, backlog_s=lambda: 60.0)
+    (ticket,) = admit(admission)
+    refusal(admission)
+    ticket.release()
+    admit(admission)
 
 
 async def test_whoever_waits_for_max_queue_s_is_told_to_come_again(bench: Bench) -> None:
