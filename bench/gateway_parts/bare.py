@@ -10,19 +10,21 @@ All pace their streams together, as a decode worker's steps do.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import struct
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import grpc
+import uvicorn
 import uvloop
 
 from baton.v1.inference_pb2 import Delta, GenerateResponse
 from services.common.channel import server_options
 from services.common.server import StopSignals, print_ready
-from services.gateway.http.server import HttpServer
 
 MESSAGE = GenerateResponse(delta=Delta(text="a", token_ids=[100])).SerializeToString()
 # With the time of the tick in place of other fields, so that delays can be told.
@@ -83,6 +85,14 @@ async def serve_grpc(per_s: float, count: int) -> None:
     await server.stop(0)
 
 
+class Server(uvicorn.Server):
+    """Leaves signals to StopSignals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 async def serve_http(per_s: float, count: int) -> None:
     signals = StopSignals()
     clock = Clock(per_s)
@@ -97,11 +107,23 @@ async def serve_http(per_s: float, count: int) -> None:
             await send({"type": "http.response.body", "body": clock.event, "more_body": True})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    server = HttpServer(app, "127.0.0.1", 0)
-    await server.start()
-    print_ready(address=server.address)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+    server = Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    host, port = listening.getsockname()
+    print_ready(address=f"{host}:{port}")
     await signals.first.wait()
-    await server.stop()
+    server.should_exit = server.force_exit = True
+    await serving
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clients that cost little: they count messages, and note when each came."""
+"""Clients that cost little: they count messages, and note when the kernel got each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import re
 import struct
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import grpc
 
+from baton.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from baton.v1.inference_pb2 import GenerateRequest, GenerateResponse, TokenIds
 from baton.v1.sampling_pb2 import SamplingParams
+from bench.gateway_parts.http2 import GrpcConnection
+from bench.gateway_parts.stamped import StampedConnection
 from services.common.channel import client_options
 from tests.support.byte_tokenizer import NUM_SPECIAL
 
@@ -35,12 +39,11 @@ class Arrivals:
     messages: list[float] = field(default_factory=list)
     sent: list[float] = field(default_factory=list)
 
-    def add(self, num_tokens: int) -> None:
+    def add(self, num_tokens: int, arrived_s: float) -> None:
         """Note a message."""
         if num_tokens:
-            now = time.monotonic()
-            self.tokens += [now] * num_tokens
-            self.messages.append(now)
+            self.tokens += [arrived_s] * num_tokens
+            self.messages.append(arrived_s)
 
 
 def prompt_of(stream: int) -> list[int]:
@@ -49,98 +52,124 @@ def prompt_of(stream: int) -> list[int]:
 
 
 async def read_grpc(address: str, num_streams: int, num_tokens: int) -> list[Arrivals]:
-    """Read Generate streams; returns when each delta came."""
+    """Read Generate streams."""
+    arrivals = [Arrivals() for _ in range(num_streams)]
 
-    async def one(stream: int) -> Arrivals:
-        sampling = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
-        request = GenerateRequest(token_ids=TokenIds(ids=prompt_of(stream)), sampling=sampling)
-        arrivals = Arrivals()
-        async for message in generate(request.SerializeToString()):
-            arrivals.add(len(GenerateResponse.FromString(message).delta.token_ids))
-        return arrivals
+    def on_message(stream: int, message: bytes, arrived_s: float) -> None:
+        arrivals[stream].add(len(GenerateResponse.FromString(message).delta.token_ids), arrived_s)
 
-    async with grpc.aio.insecure_channel(address, options=client_options()) as channel:
-        generate = channel.unary_stream("/baton.v1.InferenceService/Generate")
-        return await asyncio.gather(*(one(stream) for stream in range(num_streams)))
+    with closing(GrpcConnection(address, "/baton.v1.InferenceService/Generate", on_message)) as connection:
+        for stream in range(num_streams):
+            request = GenerateRequest(
+                token_ids=TokenIds(ids=prompt_of(stream)), sampling=_sampling(num_tokens)
+            )
+            connection.write((connection.call(), request.SerializeToString()), ends=True)
+        await connection.done
+    return arrivals
+
+
+async def read_direct(worker: str, num_streams: int, num_tokens: int) -> list[Arrivals]:
+    """Ask a worker without a gateway, and read its steps; of each stream the first token is prefill's."""
+    arrivals = {str(stream): Arrivals([0.0], [0.0]) for stream in range(num_streams)}
+    left = num_streams
+
+    def on_message(call: int, message: bytes, arrived_s: float) -> None:
+        nonlocal left
+        for event in decode_pb2.StreamStepsResponse.FromString(message).events:
+            arrivals[event.request_id].add(len(event.token_ids), arrived_s)
+            left -= bool(event.finish_reason)
+        if left == 0 and not steps.done.done():
+            steps.done.set_result(None)
+
+    async with grpc.aio.insecure_channel(worker, options=client_options()) as channel:
+        decode = decode_pb2_grpc.DecodeServiceStub(channel)
+        prefill = prefill_pb2_grpc.PrefillServiceStub(channel)
+
+        async def begin(stream: int) -> None:
+            name = str(stream)
+            sampling = _sampling(num_tokens)
+            reserved = await decode.Reserve(
+                decode_pb2.ReserveRequest(
+                    request_id=name, transfer_id=name, token_ids=prompt_of(stream), sampling=sampling
+                )
+            )
+            async for _ in prefill.Prefill(
+                prefill_pb2.PrefillRequest(request_id=name, target=reserved.target)
+            ):
+                pass
+
+        with closing(GrpcConnection(worker, "/baton.v1.DecodeService/StreamSteps", on_message)) as steps:
+            request = decode_pb2.StreamStepsRequest(gateway_id="direct")
+            steps.write((steps.call(), request.SerializeToString()), ends=True)
+            await asyncio.gather(*(begin(stream) for stream in range(num_streams)))
+            await steps.done
+    return [arrivals[str(stream)] for stream in range(num_streams)]
 
 
 async def read_emit(address: str, num_streams: int) -> list[Arrivals]:
     """Read the bare server's streams."""
+    arrivals = [Arrivals() for _ in range(num_streams)]
 
-    async def one() -> Arrivals:
-        arrivals = Arrivals()
-        async for message in emit(b""):
-            arrivals.add(1)
-            arrivals.sent.append(struct.unpack_from("d", message)[0])
-        return arrivals
+    def on_message(stream: int, message: bytes, arrived_s: float) -> None:
+        arrivals[stream].add(1, arrived_s)
+        arrivals[stream].sent.append(struct.unpack_from("d", message)[0])
 
-    async with grpc.aio.insecure_channel(address, options=client_options()) as channel:
-        emit = channel.unary_stream("/bench.Bare/Emit")
-        return await asyncio.gather(*(one() for _ in range(num_streams)))
+    with closing(GrpcConnection(address, "/bench.Bare/Emit", on_message)) as connection:
+        for _ in range(num_streams):
+            connection.write((connection.call(), b""), ends=True)
+        await connection.done
+    return arrivals
 
 
 async def read_echo(
     address: str, num_streams: int, message: bytes, per_s: float, count: int
 ) -> list[Arrivals]:
-    """Send paced messages and read them back."""
+    """Send messages on all streams at once, `per_s` times a second, and read them back."""
+    arrivals = [Arrivals() for _ in range(num_streams)]
 
-    async def one() -> Arrivals:
-        async def send():  # type: ignore[no-untyped-def]
-            due = time.monotonic()
-            for _ in range(count):
-                due += 1 / per_s
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-                yield message
+    def on_message(stream: int, message: bytes, arrived_s: float) -> None:
+        arrivals[stream].add(1, arrived_s)
 
-        arrivals = Arrivals()
-        async for _ in echo(send()):
-            arrivals.add(1)
-        return arrivals
-
-    async with grpc.aio.insecure_channel(address, options=client_options()) as channel:
-        echo = channel.stream_stream("/bench.Bare/Echo")
-        return await asyncio.gather(*(one() for _ in range(num_streams)))
+    with closing(GrpcConnection(address, "/bench.Bare/Echo", on_message)) as connection:
+        streams = [connection.call() for _ in range(num_streams)]
+        due = time.monotonic()
+        for number in range(count):
+            due = max(due + 1 / per_s, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+            connection.write(*((stream, message) for stream in streams), ends=number == count - 1)
+        await connection.done
+    return arrivals
 
 
-class SseReader(asyncio.Protocol):
+class SseReader(StampedConnection):
     """Posts one body and notes when each event of the answer came."""
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
+    def __init__(self, address: str, body: bytes) -> None:
+        super().__init__(address)
         self._tail = b""
         self.arrivals = Arrivals()
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        self.send(head.encode() + b"content-type: application/json\r\n\r\n" + body)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(self._body)}\r\n"
-        transport.write(head.encode() + b"content-type: application/json\r\n\r\n" + self._body)
-
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes, arrived_s: float) -> None:
+        """Take events, whole or in parts."""
         *events, self._tail = (self._tail + data).split(b"\n\n")
         for event in events:
             found = _TEXT.search(event)
-            self.arrivals.add(len(found[1]) if found else 0)
+            self.arrivals.add(len(found[1]) if found else 0, arrived_s)
             if found and (sent := _SENT.search(event)):
                 self.arrivals.sent.append(float(sent[1]))
-        if events and b"[DONE]" in events[-1] and not self.done.done():
+        if events and b"[DONE]" in events[-1]:
             self.done.set_result(None)
-            self._transport.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(error or ConnectionError("closed before the end"))
 
 
 async def read_sse(address: str, num_streams: int, num_tokens: int) -> list[Arrivals]:
     """Read streams of server-sent events."""
-    host, _, port = address.rpartition(":")
 
     async def one(stream: int) -> Arrivals:
         body = {"prompt": prompt_of(stream), "max_tokens": num_tokens, "stream": True, "ignore_eos": True}
-        reader = SseReader(json.dumps(body).encode())
-        await asyncio.get_running_loop().create_connection(lambda: reader, host, int(port))
-        await reader.done
+        with closing(SseReader(address, json.dumps(body).encode())) as reader:
+            await reader.done
         return reader.arrivals
 
     return await asyncio.gather(*(one(stream) for stream in range(num_streams)))
@@ -149,3 +178,7 @@ async def read_sse(address: str, num_streams: int, num_tokens: int) -> list[Arri
 def quantile(values: Sequence[float], share: float) -> float:
     """Return a quantile of sorted values."""
     return values[min(len(values) - 1, int(share * len(values)))]
+
+
+def _sampling(num_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)

@@ -2,6 +2,7 @@
 
     python -m bench.gateway_parts.worker GATEWAY TOKENS_PER_S TIMES.json
 
+Without a GATEWAY (an empty argument) it waits for whoever calls.
 At its end it writes when each step was emitted, and at which step each stream had its first.
 """
 
@@ -109,17 +110,26 @@ async def main(gateway: str, tokens_per_s: float, out: Path) -> None:
         model="bench", fingerprint="f", num_blocks=1 << 20, block_size=16, context_length=1 << 16,
         vocab_size=VOCAB_SIZE,
     )  # fmt: skip
+    if not gateway:
+        print_ready(address=server.address)
+        await signals.first.wait()
+    else:
+        await _join(gateway, info, signals.first)
+    out.write_text(json.dumps({"times": worker.times, "first_steps": worker.first_steps}))
+    await server.stop(0)
+
+
+async def _join(gateway: str, info: registry_pb2.WorkerInfo, stop: asyncio.Event) -> None:
+    """Be a worker of the gateway's until `stop`."""
     async with open_channel(gateway) as channel:
         registry = RegistryServiceStub(channel)
         await registry.Register(registry_pb2.RegisterRequest(worker=info), wait_for_ready=True)
-        print_ready(address=server.address)
+        print_ready(address=info.address)
         load = registry_pb2.WorkerLoad(free_blocks=info.num_blocks)
         beat = registry_pb2.BeatRequest(worker_id="w", incarnation=INCARNATION, load=load)
-        while not signals.first.is_set():
+        while not stop.is_set():
             await registry.Beat(beat)
             await asyncio.sleep(0.5)
-    out.write_text(json.dumps({"times": worker.times, "first_steps": worker.first_steps}))
-    await server.stop(0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 
@@ -86,14 +86,17 @@ class Timelines:
     def __init__(self, most_ended: int = 200) -> None:
         self._stamps = itertools.count(1)
         self._running: dict[str, Timeline] = {}
+        self._updates: dict[str, Callable[[], None]] = {}
         self._ended: deque[Timeline] = deque(maxlen=most_ended)
 
     def __len__(self) -> int:
         return len(self._running) + len(self._ended)
 
-    def add(self, timeline: Timeline) -> None:
-        """Follow a request from now on."""
+    def add(self, timeline: Timeline, update: Callable[[], None] | None = None) -> None:
+        """Follow a request from now on; `update` is called before it is shown, while it runs."""
         self._running[timeline.key] = timeline
+        if update is not None:
+            self._updates[timeline.key] = update
         self.touch(timeline)
 
     def touch(self, timeline: Timeline) -> None:
@@ -103,11 +106,14 @@ class Timelines:
     def end(self, timeline: Timeline) -> None:
         """Move a request to those that ended; the oldest of them may be dropped. Idempotent."""
         if self._running.pop(timeline.key, None) is not None:
+            self._updates.pop(timeline.key, None)
             self._ended.append(timeline)
             self.touch(timeline)
 
     def since(self, stamp: int, most: int) -> list[Timeline]:
         """Return what changed after `stamp`, at most the `most` latest, oldest change first."""
+        for update in self._updates.values():
+            update()
         changed = [timeline for timeline in self if timeline.stamp > stamp]
         changed.sort(key=lambda timeline: timeline.stamp)
         return changed[-most:]

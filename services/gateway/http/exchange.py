@@ -14,6 +14,7 @@ from services.common.errors import BatonError, ErrorReason
 from services.common.ids import new_id
 from services.gateway.access import ANYBODY, Caller
 from services.gateway.http.errors import error_body, error_headers
+from services.gateway.http.protocol import chunks_of
 from services.gateway.request import MAX_ID_CHARS
 from services.gateway.sampling import bad_field
 
@@ -35,6 +36,7 @@ class Exchange:
 
     Attributes:
         caller: whose request it is.
+        chunks: takes events at once, in place of `send_events`; None: the server has no such thing.
         has_started: the answer's status is out.
         path_params: the parts of the path that its route names.
         request_id: the client's X-Request-Id, or minted; every answer carries it.
@@ -45,6 +47,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self.caller = ANYBODY
+        self.chunks = chunks_of(scope)
         self.path_params: dict[str, str] = scope.get("path_params", {})
         self.has_started = False
         self.request_id = self.header("x-request-id")[:MAX_ID_CHARS] or new_id()

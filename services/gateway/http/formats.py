@@ -74,6 +74,8 @@ class Head:
             "model": model,
         }
         self._chunk_head = json.dumps({**self._common, "object": format.chunk_object})[:-1]
+        self._before_text, self._after_text = format.text_frame
+        self._before_index = f'data: {self._chunk_head}, "choices": [{{"index": '
 
     def whole(self, choices: Sequence[Choice], usage: dict[str, Json]) -> bytes:
         """Return a complete answer."""
@@ -87,11 +89,8 @@ class Head:
 
     def text_event(self, index: int, text: str, tail: str = "") -> bytes:
         """Return what `event` would of a choice that is text and nothing else; most events are."""
-        before, after = self._format.text_frame
-        shown = quote_line(text)
-        return (
-            f'data: {self._chunk_head}, "choices": [{{"index": {index}, {before}{shown}{after}}}]{tail}}}\n\n'
-        ).encode()
+        before = f"{self._before_index}{index}, {self._before_text}"
+        return f"{before}{quote_line(text)}{self._after_text}}}]{tail}}}\n\n".encode()
 
     def event(self, choices: Sequence[dict[str, Json]], tail: str = "") -> bytes:
         """Return one server-sent event; `tail` is further JSON members, each after a comma."""

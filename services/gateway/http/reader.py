@@ -36,7 +36,8 @@ class Reader:
         max_calls: further calls are dropped; None: no limit.
         shows_logprobs: false: those that come serve `logprob_sum` alone.
     Attributes:
-        usage: token counts so far.
+        is_plain: all that comes after an answer's first token is text, shown as it comes.
+        num_tokens: of the answer, so far.
         reasoning_tokens: those before the text of the answer began, if there was reasoning.
         logprob_sum: of all tokens, where log-probabilities were asked for.
     """
@@ -52,7 +53,7 @@ class Reader:
         shows_logprobs: bool = True,
     ) -> None:
         self._parser = parser
-        self._is_plain = parser.is_plain and not is_scoring
+        self.is_plain = parser.is_plain and not is_scoring
         self._echo = echo
         self._is_scoring = is_scoring
         self._max_calls = max_calls
@@ -61,17 +62,16 @@ class Reader:
         self._has_reasoning = False
         self._has_text = False
         self.reasoning_tokens = 0
-        self.usage = Usage(prompt_tokens=len(request.token_ids))
+        self.num_tokens = 0
+        self._num_prompt_tokens = len(request.token_ids)
+        self._usage: Usage | None = None
         self.logprob_sum = 0.0
 
-    def take_plain(self, event: Event) -> str | None:
-        """Take an event that adds text and nothing else, and return it; None: `take` it."""
-        if not isinstance(event, Delta) or event.logprobs or not self._is_plain or self._echo is not None:
-            return None
-        self.usage.completion_tokens += len(event.token_ids)
-        text = event.text
-        self._has_text = self._has_text or bool(text)
-        return text
+    @property
+    def usage(self) -> Usage:
+        """Token counts, so far; complete at the end."""
+        so_far = Usage(prompt_tokens=self._num_prompt_tokens, completion_tokens=self.num_tokens)
+        return self._usage or so_far
 
     def take(self, choice: Choice, event: Event) -> None:
         """Add an event to a choice."""
@@ -80,11 +80,11 @@ class Reader:
             if not self._is_scoring:
                 self._take_delta(choice, event)
         elif isinstance(event, Finished):
-            self.usage = event.usage
+            self._usage = event.usage
             self._add(choice, self._parser.flush())
             choice.finish = _FINISH[event.reason]
             if self._is_scoring:
-                self.usage.completion_tokens, choice.finish = 0, "length"
+                self._usage.completion_tokens, choice.finish = 0, "length"
             if self._num_calls and choice.finish == "stop":
                 choice.finish = "tool_calls"
 
@@ -99,7 +99,7 @@ class Reader:
         self._echo = None
 
     def _take_delta(self, choice: Choice, delta: Delta) -> None:
-        self.usage.completion_tokens += len(delta.token_ids)
+        self.num_tokens += len(delta.token_ids)
         self.logprob_sum += sum(entry.sampled.logprob for entry in delta.logprobs)
         if self._shows_logprobs:
             choice.logprobs.extend(delta.logprobs)
@@ -109,7 +109,7 @@ class Reader:
         self._has_reasoning = self._has_reasoning or bool(part.reasoning)
         self._has_text = self._has_text or bool(part.text)
         if self._has_reasoning and not self._has_text:
-            self.reasoning_tokens = self.usage.completion_tokens
+            self.reasoning_tokens = self.num_tokens
         calls = part.tool_calls
         if self._max_calls is not None:
             calls = calls[: self._max_calls - self._num_calls]

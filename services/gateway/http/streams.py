@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
-from baton.v1.inference_pb2 import Started
+from baton.v1.inference_pb2 import Delta, Finished, Started
 from services.gateway.http.exchange import JSON, Exchange
 from services.gateway.http.formats import Choice, Format, Head, show_usage
+from services.gateway.http.protocol import Chunks
 from services.gateway.http.reader import Reader
 from services.gateway.http.schema import StreamOptions
 from services.gateway.http.values import Json
-from services.gateway.session.session import Event, Session
+from services.gateway.session.session import Event, Outlet, Session
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -39,6 +40,9 @@ class Answers:
         self._num_samples = num_samples
         self._format = format
         self._head = Head(format, model)
+        self._opened: set[int] = set()
+        self._tail = ""
+        self._every_usage = False
 
     async def send_whole(self, exchange: Exchange, num_choices: int) -> None:
         """Answer when all is complete, with the `num_choices` likeliest samples of each prompt.
@@ -60,35 +64,51 @@ class Answers:
             BatonError: a session failed.
         """
         with_usage = bool(options and options.include_usage)
-        every_usage = bool(with_usage and options and options.continuous_usage_stats)
-        opened: set[int] = set()
-        tail = ', "usage": null' if with_usage else ""
-        async with aclosing(merge(self._sessions)) as events:
+        self._every_usage = bool(with_usage and options and options.continuous_usage_stats)
+        self._tail = ', "usage": null' if with_usage else ""
+        outlet = _Direct(exchange.chunks, self._show_token) if exchange.chunks is not None else None
+        async with aclosing(merge(self._sessions, outlet)) as events:
             async for index, event in events:
                 if isinstance(event, Started):
                     continue  # an error may still become a status: the first token begins the answer
                 if not exchange.has_started:
                     await exchange.start_events()
-                text = self._readers[index].take_plain(event) if index in opened else None
-                if text is not None:
-                    if every_usage:
-                        tail = self._usage_tail()
-                    if text:
-                        await exchange.send_events(self._head.text_event(index, text, tail))
-                    continue
-                choice = Choice(index)
-                self._readers[index].take(choice, event)
-                if every_usage:
-                    tail = self._usage_tail()
-                opening = self._format.opening(choice) if index not in opened else None
-                opened.add(index)
-                parts = [self._head.event([opening], tail)] if opening else []
-                if not choice.is_empty:
-                    parts.append(self._head.event([self._format.chunk(choice)], tail))
-                if parts:
-                    await exchange.send_events(b"".join(parts))
+                shown = self._show(index, event)
+                if shown:
+                    await exchange.send_events(shown)
         last = self._head.event([], self._usage_tail()) if with_usage else b""
         await exchange.send_events(last + _DONE, more=False)
+
+    def _show(self, index: int, event: Delta | Finished) -> bytes:
+        """Return the server-sent events that an event of a session becomes; may be none."""
+        reader = self._readers[index]
+        if isinstance(event, Delta) and not event.logprobs and self._is_plain(index):
+            return self._show_text(index, event.text, len(event.token_ids))
+        choice = Choice(index)
+        reader.take(choice, event)
+        if self._every_usage:
+            self._tail = self._usage_tail()
+        opening = self._format.opening(choice) if index not in self._opened else None
+        self._opened.add(index)
+        parts = [self._head.event([opening], self._tail)] if opening else []
+        if not choice.is_empty:
+            parts.append(self._head.event([self._format.chunk(choice)], self._tail))
+        return b"".join(parts)
+
+    def _show_token(self, text: str, token_id: int) -> bytes:
+        """Do as `_show` with one token of an only session."""
+        if self._is_plain(0):
+            return self._show_text(0, text, 1)
+        return self._show(0, Delta(text=text, token_ids=[token_id]))
+
+    def _is_plain(self, index: int) -> bool:
+        return index in self._opened and self._readers[index].is_plain
+
+    def _show_text(self, index: int, text: str, num_tokens: int) -> bytes:
+        self._readers[index].num_tokens += num_tokens
+        if self._every_usage:
+            self._tail = self._usage_tail()
+        return self._head.text_event(index, text, self._tail) if text else b""
 
     def _best(self, choices: list[Choice], num_choices: int) -> list[Choice]:
         """Keep the samples of each prompt with the highest mean log-probability a token, best first."""
@@ -114,10 +134,33 @@ class Answers:
         return f', "usage": {json.dumps(self._usage())}'
 
 
-async def merge(sessions: Sequence[Session]) -> AsyncGenerator[tuple[int, Event], None]:
-    """Give the events of all sessions as they come; the first error ends it."""
+class _Direct:
+    """The way of an only session's tokens to the client that wakes nobody (an Outlet)."""
+
+    def __init__(self, chunks: Chunks, show: Callable[[str, int], bytes]) -> None:
+        self._chunks = chunks
+        self._show = show
+
+    @property
+    def is_free(self) -> bool:
+        return self._chunks.is_free
+
+    def put(self, text: str, token_id: int) -> None:
+        shown = self._show(text, token_id)
+        if shown:
+            self._chunks.write(shown)
+
+
+async def merge(
+    sessions: Sequence[Session], outlet: Outlet | None = None
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """Give the events of all sessions as they come; the first error ends it.
+
+    Args:
+        outlet: may get the tokens of an only session instead.
+    """
     if len(sessions) == 1:
-        async with aclosing(sessions[0].events()) as events:
+        async with aclosing(sessions[0].events(outlet)) as events:
             async for event in events:
                 yield 0, event
         return

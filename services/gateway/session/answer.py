@@ -13,6 +13,7 @@ from services.gateway.text.stop import StopStrings
 from services.gateway.text.tokenizer import Tokenizer
 
 # Looked up with every token.
+_NONE = FinishReason.FINISH_REASON_UNSPECIFIED
 _STOP, _LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
 
 
@@ -26,7 +27,8 @@ class Answer:
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
-        self._sampling = request.sampling
+        self._min_tokens = request.sampling.min_tokens
+        self._max_tokens = request.sampling.max_tokens
         self._detokenizer = Detokenizer(tokenizer, request.shown_tokens)
         self._stop = StopStrings(request.stop)
         self.token_ids: list[int] = []
@@ -45,31 +47,36 @@ class Answer:
         delta = Delta()
         texts: list[str] = []
         for token in tokens:
-            self.token_ids.append(token.token_id)
             delta.token_ids.append(token.token_id)
             if token.logprobs is not None:
                 delta.logprobs.append(token.logprobs)
-            if token.finish_reason != _STOP:
-                texts.append(self._show(self._detokenizer.push(token.token_id)))
-            self._end(token, texts)
+            texts.append(self.push_token(token.token_id, token.finish_reason))
             if self.finish_reason:
                 break
         delta.text = "".join(texts)
         return delta
 
+    def push_token(self, token_id: int, reason: FinishReason = _NONE) -> str:
+        """Append a token; return the text that it adds."""
+        token_ids = self.token_ids
+        token_ids.append(token_id)
+        text = "" if reason == _STOP else self._show(self._detokenizer.push(token_id))
+        if not reason and len(token_ids) >= self._max_tokens:
+            reason = _LENGTH
+        if reason or self._stop.matched:
+            text += self._end(reason)
+        return text
+
     def _show(self, text: str) -> str:
         """Return the part of the text that may be shown; stop strings do not count before min_tokens."""
-        return text if len(self.token_ids) <= self._sampling.min_tokens else self._stop.push(text)
+        return text if len(self.token_ids) <= self._min_tokens else self._stop.push(text)
 
-    def _end(self, token: Token, texts: list[str]) -> None:
-        """Set the finish reason if this token is the last."""
-        reason = token.finish_reason
-        if not reason and len(self.token_ids) >= self._sampling.max_tokens:
-            reason = _LENGTH
-        if reason and not self._stop.matched:
-            texts.append(self._show(self._detokenizer.flush()))
+    def _end(self, reason: FinishReason) -> str:
+        """Set the finish reason; return the text that was held back."""
+        rest = "" if self._stop.matched else self._show(self._detokenizer.flush())
         if self._stop.matched:
             reason = _STOP
-        elif reason:
-            texts.append(self._stop.flush())
+        else:
+            rest += self._stop.flush()
         self.finish_reason = reason
+        return rest

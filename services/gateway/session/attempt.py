@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from baton.v1.decode_pb2 import ReserveRequest, TokenEvent
 from baton.v1.kv_pb2 import KvTarget
@@ -52,6 +52,7 @@ class Attempt:
     Args:
         token_ids: the prompt and the tokens that the client has.
         number: of the attempt, from 1.
+        take_now: is offered what comes while `next` waits, once decode runs; false: `next` gets it.
     Attributes:
         queue_s: time in the decode worker's queue, seconds; None: not reserved yet.
         first: what prefill said of the first token, once it came.
@@ -67,6 +68,7 @@ class Attempt:
         trace: RequestTrace,
         token_ids: Sequence[int],
         number: int,
+        take_now: Callable[[AttemptEvent], bool] | None = None,
     ) -> None:
         self._cluster = cluster
         self._recovery = recovery
@@ -83,6 +85,7 @@ class Attempt:
         self._max_new = request.sampling.max_tokens - (len(token_ids) - len(request.token_ids))
         self._id = f"{request.key}-{number}"
         self._mailbox: Mailbox[AttemptEvent] = Mailbox()
+        self._take_now = take_now
         self._holds: list[Hold] = []
         self._decode: WorkerLink | None = None
         self._prefill: WorkerLink | None = None
@@ -130,7 +133,7 @@ class Attempt:
         await self._start_prefill()
 
     async def next(self) -> list[Token]:
-        """Wait for the next tokens; at least one.
+        """Wait for the next tokens; none, if `wake` was called.
 
         Raises:
             AttemptFailedError: no more will come, but a new attempt may go on.
@@ -142,13 +145,20 @@ class Attempt:
             if self._prefill_failure is not None:
                 await self._recover_prefill(self._prefill_failure)
             try:
-                events = await self._mailbox.take()
+                is_running = self._has_begun and self.first is not None
+                events = await self._mailbox.take(self._take_now if is_running else None)
             except TimeoutError:
                 raise deadline_error() from None
             for event in events:
                 self._take(event)
+            if not events:
+                break
         tokens, self._tokens = self._tokens, []
         return tokens
+
+    def wake(self) -> None:
+        """Let `next` return."""
+        self._mailbox.wake()
 
     async def settle(self) -> None:
         """After the last token: let prefill say how the hand-off went, if it is still about to."""

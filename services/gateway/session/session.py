@@ -18,7 +18,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import Protocol
 
+from baton.v1.decode_pb2 import TokenEvent
 from baton.v1.inference_pb2 import Delta, Finished, Handoff, Started, Timing, Usage
 from baton.v1.sampling_pb2 import TokenLogprobs
 from services.common.errors import BatonError
@@ -30,12 +33,24 @@ from services.gateway.request import Request
 from services.gateway.session.answer import Answer
 from services.gateway.session.attempt import Attempt
 from services.gateway.session.cluster import Cluster
+from services.gateway.session.events import AttemptEvent, Token
 from services.gateway.session.recovery import AttemptFailedError, Recovery
 from services.gateway.session.trace import RequestTrace
 
 Event = Started | Delta | Finished
 
 _logger = logging.getLogger(__name__)
+
+
+class Outlet(Protocol):
+    """Where tokens go without anybody being woken."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the next one would go out at once."""
+
+    def put(self, text: str, token_id: int) -> None:
+        """Send a token and the text that it adds, which may be empty."""
 
 
 class Session:
@@ -60,6 +75,7 @@ class Session:
         self._trace = trace
         self._reason = ""
         self._answer = Answer(request, model.tokenizer)
+        self._trace.count_by(lambda: len(self._answer.token_ids))
         self._admitted = time.monotonic()
         self._attempt: Attempt | None = None
         self._cached_tokens: int | None = None
@@ -68,6 +84,7 @@ class Session:
         self._last_at = 0.0
         self._outcome = "cancelled"
         self._is_closed = False
+        self._mishap: Exception | None = None
         self._leader: Session | None = None
         self._prompt_shared = asyncio.Event()
 
@@ -78,13 +95,18 @@ class Session:
         """
         self._leader = leader
 
-    async def events(self) -> AsyncGenerator[Event, None]:
+    async def events(self, outlet: Outlet | None = None) -> AsyncGenerator[Event, None]:
         """Run the request.
 
+        Args:
+            outlet: gets most tokens, those that are nothing but one token, while the caller waits here.
         Raises:
             BatonError: it failed; the deltas so far stand.
         """
         request, answer = self.request, self._answer
+        take_now = None
+        if outlet is not None and not request.sampling.HasField("logprobs"):
+            take_now = partial(self._pass_on, outlet)
         self._metrics.prompt_tokens.inc(len(request.token_ids))
         self._metrics.text.observe(request.text_s)
         yield Started(
@@ -105,11 +127,14 @@ class Session:
                     self._trace,
                     [*request.token_ids, *answer.token_ids],
                     number,
+                    take_now,
                 )
                 try:
                     await attempt.open()
                     while not answer.finish_reason:
-                        yield await self._next_delta(attempt)
+                        tokens = await self._next_tokens(attempt)
+                        if tokens:
+                            yield self._delta(tokens, attempt)
                 except AttemptFailedError as failed:
                     attempt.close()
                     self._trace.lost(failed.cause.reason.name)
@@ -135,12 +160,36 @@ class Session:
         self._trace.ended(self._outcome, self._reason)
         self._record()
 
-    async def _next_delta(self, attempt: Attempt) -> Delta:
+    async def _next_tokens(self, attempt: Attempt) -> list[Token]:
         if attempt.queue_s is not None:
             self._reserved()
         tokens = await attempt.next()
+        if self._mishap is not None:
+            raise self._mishap
         self._reserved()
         self._recovery.progress()
+        return tokens
+
+    def _pass_on(self, outlet: Outlet, event: AttemptEvent) -> bool:
+        """Give a step's token to the outlet, in one go; false: `events` must see the event."""
+        if not isinstance(event, TokenEvent) or not outlet.is_free:
+            return False
+        token_ids = event.token_ids
+        if len(token_ids) != 1 or event.finish_reason:  # a failure has no tokens
+            return False
+        now = time.monotonic()
+        self._metrics.itl.observe(now - self._last_at)
+        self._last_at = now
+        try:
+            outlet.put(self._answer.push_token(token_ids[0]), token_ids[0])
+        except Exception as error:  # fails this request alone: others' tokens are in the same message
+            self._mishap = error
+        if self._answer.finish_reason or self._mishap is not None:
+            assert self._attempt is not None
+            self._attempt.wake()
+        return True
+
+    def _delta(self, tokens: list[Token], attempt: Attempt) -> Delta:
         now = time.monotonic()
         if self._first_at is None:
             self._first_at = now
@@ -157,7 +206,6 @@ class Session:
         self._ticket.tokens(len(tokens), now)
         delta = self._answer.push(tokens)
         delta.prompt_logprobs.extend(foretold)
-        self._trace.tokens(len(delta.token_ids))
         return delta
 
     def _reserved(self) -> None:

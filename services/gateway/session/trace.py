@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from baton.v1.prefill_pb2 import FirstToken, HandedOver
 from services.common.tracing import PassedOn, Span, begin_request, outgoing, trace_id_of
@@ -41,7 +42,12 @@ class RequestTrace:
         self._prefill: Span = PassedOn()
         self.trace_id = trace_id_of(self._span.traceparent)
         self._begun_s = self.timeline.now_s()
-        timelines.add(self.timeline)
+        self._count: Callable[[], int] = int
+        timelines.add(self.timeline, self._count_tokens)
+
+    def count_by(self, count: Callable[[], int]) -> None:
+        """Ask `count` how many tokens went to the client, whenever somebody looks."""
+        self._count = count
 
     def admitted(self) -> None:
         """The gateway lets it go to the workers; a wait that nobody would notice is not shown."""
@@ -91,6 +97,7 @@ class RequestTrace:
 
     def hand_off(self, prefill_worker: str, decode_worker: str) -> None:
         """The first token was there, the acknowledgement of the last blocks was not."""
+        self._count_tokens()
         self.timeline.begin("handoff", prefill_worker)
         self._decode = self.timeline.begin("decode", decode_worker)
         self._touch()
@@ -105,15 +112,9 @@ class RequestTrace:
         timeline.handoff_bytes += stats.bytes
         self._touch()
 
-    def tokens(self, count: int) -> None:
-        """So many tokens went to the client."""
-        self.timeline.tokens += count
-        if self._decode is not None:
-            self._decode.tokens += count
-        self._touch()
-
     def lost(self, reason: str) -> None:
         """An attempt, or a prefill of it, came to nothing."""
+        self._count_tokens()
         self.timeline.end_open(reason)
         self._end_calls(reason)
         self.timeline.retries += 1
@@ -122,6 +123,7 @@ class RequestTrace:
 
     def ended(self, outcome: str, reason: str = "") -> None:
         """Nothing more will come."""
+        self._count_tokens()
         timeline = self.timeline
         timeline.end_open(reason)
         timeline.outcome, timeline.reason = outcome, reason
@@ -130,6 +132,14 @@ class RequestTrace:
         self._span.set(completion_tokens=timeline.tokens, retries=timeline.retries, outcome=outcome)
         self._span.end(error=reason)
         self._timelines.end(timeline)
+
+    def _count_tokens(self) -> None:
+        new = self._count() - self.timeline.tokens
+        if new:
+            self.timeline.tokens += new
+            if self._decode is not None:
+                self._decode.tokens += new
+            self._touch()
 
     def _end_calls(self, why: str) -> None:
         self._reserve.end(error=why)

@@ -22,13 +22,22 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._shown = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_between = True
 
     def push(self, token_id: int) -> str:
         """Return the text that this token completes; may be empty."""
+        if self._is_between:
+            text = self._tokenizer.whole_text(token_id)
+            if text is not None:
+                return text
         if self._tokenizer.is_special(token_id) and token_id not in self._shown:
             return ""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        unfinished, _flags = self._decoder.getstate()
+        self._is_between = not unfinished
+        return text
 
     def flush(self) -> str:
         """Return what is left at the end: U+FFFD for an unfinished character, or nothing."""
+        self._is_between = True
         return self._decoder.decode(b"", final=True)

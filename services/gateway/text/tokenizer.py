@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ class Tokenizer:
         self._is_byte_level = _is_byte_level(decoder, path)
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._bytes: dict[int, bytes] = {}
+        self._texts: dict[int, str | None] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Turn text into ids.
@@ -79,6 +81,18 @@ class Tokenizer:
             token = self._tokenizer.id_to_token(token_id)
             known = self._bytes[token_id] = b"" if token is None else self._decode_token(token)
         return known
+
+    def whole_text(self, token_id: int) -> str | None:
+        """Return the text of a token that is whole characters; None: it is not, or is a control token."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            text = None
+            if not self.is_special(token_id):
+                with contextlib.suppress(UnicodeDecodeError):
+                    text = self.token_bytes(token_id).decode()
+            self._texts[token_id] = text
+            return text
 
     def _decode_token(self, token: str) -> bytes:
         if self._is_byte_level:

@@ -35,6 +35,24 @@ def test_since_gives_each_change_once_latest_last() -> None:
     assert timelines.since(0, most=1) == [first]
 
 
+def test_what_runs_is_brought_up_to_date_when_somebody_looks() -> None:
+    timelines = Timelines()
+    running = timeline("a")
+
+    def update() -> None:
+        running.tokens += 1
+        timelines.touch(running)
+
+    timelines.add(running, update)
+    (seen,) = timelines.since(0, most=10)
+    assert seen.tokens == 1
+    assert timelines.since(seen.stamp, most=10) == [running]
+    timelines.end(running)
+    stamp = running.stamp
+    assert timelines.since(stamp, most=10) == []
+    assert running.tokens == 2
+
+
 def test_open_bars_end_with_the_reason() -> None:
     one = timeline("a")
     one.begin("queue").end_s = 0.5
