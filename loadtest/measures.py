@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loadtest.percentiles import Distribution, of_groups, of_values
+from loadtest.percentiles import Distribution, of_groups, of_values, share_bounds
 from loadtest.record import Outcome, Record
 
 
@@ -56,6 +56,7 @@ class Measures:
         lag: from planned to sent: the generator's own.
         targets: of goodput; None: not asked.
         attainment: share of the requests (without cancelled and slow ones) that met the targets.
+        attainment_bounds: 95 % bounds of that share.
         goodput: those, a second of the window.
         retries: hand-offs done again.
     """
@@ -80,6 +81,7 @@ class Measures:
     lag: Distribution
     targets: Targets | None
     attainment: float | None
+    attainment_bounds: tuple[float, float] | None
     goodput: float | None
     retries: int
 
@@ -131,6 +133,7 @@ def measure(
         lag=of_values([record.sent_s - record.planned_s for record in counted]),
         targets=targets,
         attainment=met / len(fair) if targets and fair else None,
+        attainment_bounds=share_bounds(met, len(fair)) if targets and fair else None,
         goodput=_rate(met, planned_s or span_s) if targets else None,
         retries=sum(record.retries for record in counted),
     )

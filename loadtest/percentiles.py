@@ -101,6 +101,16 @@ def of_groups(groups: Sequence[Sequence[float]]) -> Distribution:
     return Distribution(size, float(ordered.mean()), float(ordered[-1]), tuple(found))
 
 
+def share_bounds(met: int, of: int) -> tuple[float, float]:
+    """Return 95 % bounds of a share. Source: Wilson 1927, the score interval."""
+    if not of:
+        return 0.0, 1.0
+    share, weight = met / of, _Z * _Z / of
+    middle = (share + weight / 2) / (1 + weight)
+    spread = _Z / (1 + weight) * math.sqrt(share * (1 - share) / of + weight / (4 * of))
+    return max(0.0, middle - spread), min(1.0, middle + spread)
+
+
 def _rank(size: int, level: float) -> int:
     return min(size, max(1, math.ceil(size * level / 100 - 1e-9)))
 

@@ -20,11 +20,13 @@ class Probe:
     Attributes:
         rate: requests a second.
         attainment: share of requests that met the targets, by scale.
+        bounds: 95 % bounds of that share, by scale.
         measures: at scale 1.
     """
 
     rate: float
     attainment: dict[float, float]
+    bounds: dict[float, tuple[float, float]]
     measures: Measures
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import zlib
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +148,8 @@ class Measured:
             ClusterError: a process died, or most requests failed.
         """
         load = step.load
-        # Of load and rate alone: every cluster gets the same requests at the same times.
-        seed = 1000 + round(1000 * step.rate)
+        # Of load and rate alone: every cluster gets the same requests at the same times, none of them twice.
+        seed = zlib.crc32(f"{load.name} {step.rate:g}".encode()) % 1_000_000
         scenario = self._scenario(load, seed=seed, rate=step.total_rate, duration_s=load.send_s)
         begun = time.monotonic()
         done, agreement, cores = self._guarded(self._under_load(scenario, load))

@@ -6,11 +6,8 @@ Source: Zhong et al. 2024 (DistServe), section 2.1: the highest rate at which en
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-_Z = 1.96  # 95 %
 
 
 class Bound(enum.Enum):
@@ -52,13 +49,3 @@ def goodput(shares: Sequence[tuple[float, float]], wanted: float) -> Goodput | N
             return Goodput(low + (rate - low) * (good - wanted) / (good - share), Bound.AT)
         before = rate, share
     return None if before is None else Goodput(before[0], Bound.AT_LEAST)
-
-
-def share_bounds(met: int, of: int) -> tuple[float, float]:
-    """Return 95 % bounds of a share. Source: Wilson 1927, the score interval."""
-    if not of:
-        return 0.0, 1.0
-    share, weight = met / of, _Z * _Z / of
-    middle = (share + weight / 2) / (1 + weight)
-    spread = _Z / (1 + weight) * math.sqrt(share * (1 - share) / of + weight / (4 * of))
-    return max(0.0, middle - spread), min(1.0, middle + spread)

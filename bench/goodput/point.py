@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from bench.goodput.answers import Agreement
-from bench.goodput.curve import share_bounds
 from bench.goodput.plan import Step
 from loadtest.measures import Measures, Targets, measure
-from loadtest.percentiles import Distribution
+from loadtest.percentiles import Distribution, share_bounds
 from loadtest.record import Outcome, Record
 
 REFUSALS = {"QUEUE_FULL", "OUT_OF_BLOCKS", "RATE_LIMITED"}

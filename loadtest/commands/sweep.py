@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from baton.errors import RequestError
 from loadtest.environment import environment
 from loadtest.errors import UsageError
 from loadtest.health import warnings
+from loadtest.leftovers import blocks_held
 from loadtest.measures import Targets, measure
 from loadtest.options import add_judgement_flags, add_scenario_flags, registry_of, scenario_of, targets_of
 from loadtest.progress import LiveProgress
@@ -21,6 +24,8 @@ from loadtest.run import run as run_load
 from loadtest.scenario import Scenario
 from loadtest.sweep import SCALES, Bounds, Probe, sweep
 
+_SEEDS_APART = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
@@ -28,6 +33,7 @@ class SweepResult:
 
     Attributes:
         goodput: scale of the targets -> requests/s.
+        blocks_held: worker -> KV blocks in use after the last run; None: nobody was asked.
         warnings: what the reader must know before believing the figures.
     """
 
@@ -39,6 +45,7 @@ class SweepResult:
     probes: list[Probe]
     environment: dict[str, str]
     warnings: list[str]
+    blocks_held: dict[str, int] | None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,9 +76,12 @@ def run(args: argparse.Namespace) -> int:
     targets, console = targets_of(args), Console()
     scales = sorted({*args.scales, 1.0})
     notes: list[str] = []
+    number = itertools.count()
 
     async def probe(rate: float) -> Probe:
-        scenario = scenario_of(args, rate=rate)
+        # Prompts of its own: those of the run before are in the servers' prefix caches.
+        seed = args.seed + _SEEDS_APART * next(number)
+        scenario = scenario_of(args, rate=rate, seed=seed)
         with LiveProgress(console, scenario, args.processes, enabled=not args.quiet) as live:
             done = await run_load(
                 scenario, processes=args.processes, registry=registry_of(args), on_progress=live.update
@@ -87,19 +97,30 @@ def run(args: argparse.Namespace) -> int:
             for scale in scales
         }
         attainment = {scale: measures.attainment or 0.0 for scale, measures in found.items()}
-        made = Probe(rate, attainment, found[1.0])
+        bounds = {scale: measures.attainment_bounds or (0.0, 1.0) for scale, measures in found.items()}
+        made = Probe(rate, attainment, bounds, found[1.0])
         p99 = made.measures.ttft.at(99).value, made.measures.tpot.at(99).value
         console.print(
-            f"{rate:8.3f} requests/s  {100 * attainment[1.0]:5.1f} % met   "
+            f"{rate:8.3f} requests/s  {100 * attainment[1.0]:5.1f} % met "
+            f"({100 * bounds[1.0][0]:.0f} to {100 * bounds[1.0][1]:.0f})   "
             f"p99 TTFT {1000 * p99[0]:.0f} ms, TPOT {1000 * p99[1]:.1f} ms",
             highlight=False,
         )
         return made
 
-    bounds = Bounds(start=args.rate, most=args.max_rate, precision=args.precision, share=args.share)
-    goodput, probes = asyncio.run(sweep(probe, scales, bounds))
+    limits = Bounds(start=args.rate, most=args.max_rate, precision=args.precision, share=args.share)
+    goodput, probes = asyncio.run(sweep(probe, scales, limits))
+    held = _blocks_held(registry_of(args), notes)
     result = SweepResult(
-        args.name or args.out.name, scenario_of(args), targets, bounds, goodput, probes, environment(), notes
+        name=args.name or args.out.name,
+        scenario=scenario_of(args),
+        targets=targets,
+        bounds=limits,
+        goodput=goodput,
+        probes=probes,
+        environment=environment(),
+        warnings=notes,
+        blocks_held=held,
     )
     stem: Path = args.out
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -117,4 +138,18 @@ def run(args: argparse.Namespace) -> int:
     for text in notes:
         console.print(f"warning: {text}", style="yellow", highlight=False)
     console.print(f"written: {stem}.json, .html", highlight=False)
-    return 0
+    left = {worker: blocks for worker, blocks in (held or {}).items() if blocks}
+    if left:
+        told = ", ".join(f"{worker} {blocks}" for worker, blocks in left.items())
+        console.print(f"FAILED: KV blocks left: {told}", style="bold red", highlight=False)
+    return 1 if left else 0
+
+
+def _blocks_held(registry: str, notes: list[str]) -> dict[str, int] | None:
+    if not registry:
+        return None
+    try:
+        return asyncio.run(blocks_held(registry))
+    except RequestError as error:
+        notes.append(f"a check could not be made: {error}")
+        return None

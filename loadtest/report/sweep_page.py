@@ -34,6 +34,7 @@ def sweep_page(
         [
             f"{probe.rate:.3f}",
             f"{100 * probe.attainment[1.0]:.1f} %",
+            f"{100 * probe.bounds[1.0][0]:.0f} … {100 * probe.bounds[1.0][1]:.0f}",
             *(f"{1000 * probe.measures.ttft.at(level).value:.0f}" for level in (50, 99)),
             *(f"{1000 * probe.measures.tpot.at(level).value:.1f}" for level in (50, 99)),
             f"{1000 * probe.measures.worst_gap.at(99).value:.1f}",
@@ -45,6 +46,7 @@ def sweep_page(
     head = [
         "requests/s",
         "met",
+        "95 % bounds",
         "TTFT p50",
         "p99, ms",
         "TPOT p50",
@@ -93,7 +95,11 @@ def _attainment(goodput: dict[float, float], probes: Sequence[Probe], share: flo
     plot.mark_y(100 * share, "wanted")
     for which, scale in enumerate(goodput):
         points = [(probe.rate, 100 * probe.attainment[scale]) for probe in probes]
-        plot.line(points, COLOURS[which % len(COLOURS)], f"× {scale:g}")
+        colour = COLOURS[which % len(COLOURS)]
+        if scale == 1.0:
+            low, high = ([(probe.rate, 100 * probe.bounds[scale][end]) for probe in probes] for end in (0, 1))
+            plot.band(low, high, colour)
+        plot.line(points, colour, f"× {scale:g}")
     return plot
 
 

@@ -33,6 +33,10 @@ async def test_sweep_finds_where_the_server_slows_down(
     assert [probe["rate"] for probe in result["probes"]] == sorted(
         probe["rate"] for probe in result["probes"]
     )
+    prompts = [str(served.body["prompt"]) for served in endpoint.served]
+    assert len(set(prompts)) == len(prompts), "a later run would find the prompts of an earlier one cached"
+    low, high = result["probes"][0]["bounds"]["1.0"]
+    assert low < result["probes"][0]["attainment"]["1.0"] <= high
     assert "<svg" in (tmp_path / "s.html").read_text()
     assert "goodput" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.goodput.answers import Agreement
-from bench.goodput.curve import Bound, Goodput, goodput, share_bounds
+from bench.goodput.curve import Bound, Goodput, goodput
 from bench.goodput.main import main
 from bench.goodput.page import chart, results_page
 from bench.goodput.plan import Load, Step, Topology, plan_lines, steps
@@ -117,13 +117,6 @@ def test_goodput_lies_between_the_rates_around_it() -> None:
     assert lucky.rate == pytest.approx(1 + 0.1 / 0.15)
     assert str(lucky) == "1.67"
     assert str(Goodput(2, Bound.AT_LEAST)) == "≥ 2.00"
-
-
-def test_bounds_of_a_share() -> None:
-    low, high = share_bounds(90, 100)
-    assert (low, high) == (pytest.approx(0.826, abs=1e-3), pytest.approx(0.945, abs=1e-3))
-    assert share_bounds(100, 100)[0] == pytest.approx(0.963, abs=1e-3)
-    assert share_bounds(0, 0) == (0.0, 1.0)
 
 
 def record(planned_s: float, ttft_s: float, gap_s: float, tokens: int = 3, **changes: object) -> Record:

@@ -7,7 +7,7 @@ import pytest
 
 from loadtest.health import Health, warnings
 from loadtest.measures import Targets, measure
-from loadtest.percentiles import of_groups, of_values
+from loadtest.percentiles import of_groups, of_values, share_bounds
 from loadtest.record import Outcome, Record
 
 
@@ -51,6 +51,7 @@ def test_goodput_wants_both_targets_of_every_request() -> None:
     ]
     measures = measure(records, targets=targets, window_s=4.0)
     assert measures.attainment == pytest.approx(1 / 4)
+    assert measures.attainment_bounds == share_bounds(1, 4)
     assert measures.goodput == pytest.approx(1 / 4)
     assert measures.errors == {"QUEUE_FULL": 1}
     assert measures.outcomes == {"ok": 3, "cancelled": 1, "error": 1}
@@ -69,6 +70,16 @@ def test_the_warm_up_is_left_out() -> None:
     measures = measure([record(0, 0.5, [9.0]), record(1, 3.0, [3.1])], warmup_s=2.0)
     assert measures.requests == 1
     assert measures.ttft.max == pytest.approx(0.1)
+
+
+def test_bounds_of_a_share() -> None:
+    """Wilson's interval, by its tabulated values; it covers the truth in 95 of 100 samples."""
+    assert share_bounds(90, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert share_bounds(100, 100) == pytest.approx((0.9630, 1.0), abs=1e-4)
+    assert share_bounds(0, 0) == (0.0, 1.0)
+    met = np.random.default_rng(0).binomial(150, 0.9, 4000)
+    covered = [low <= 0.9 <= high for low, high in (share_bounds(int(one), 150) for one in met)]
+    assert 0.93 <= np.mean(covered) <= 0.98
 
 
 def test_percentiles_are_order_statistics() -> None:

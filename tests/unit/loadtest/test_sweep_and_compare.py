@@ -47,7 +47,7 @@ class Server:
     async def probe(self, rate: float) -> Probe:
         self.rates.append(rate)
         attainment = {scale: 1.0 if rate <= 10 * scale else 0.5 for scale in SCALES}
-        return Probe(rate, attainment, self.measures)
+        return Probe(rate, attainment, dict.fromkeys(SCALES, (0.0, 1.0)), self.measures)
 
 
 async def test_the_sweep_finds_the_highest_rate_of_each_scale() -> None:
@@ -104,7 +104,8 @@ def test_pages_are_whole_and_load_nothing() -> None:
     page = run_page(one, made)
     assert "&lt;one&gt; &amp; only" in page
     assert page.count("<svg") == page.count("</svg>") == 5
-    probes = [Probe(rate, dict.fromkeys(SCALES, 0.95), one.measures) for rate in (1.0, 2.0)]
+    met, bounds = dict.fromkeys(SCALES, 0.95), dict.fromkeys(SCALES, (0.91, 0.97))
+    probes = [Probe(rate, met, bounds, one.measures) for rate in (1.0, 2.0)]
     swept = sweep_page("s", one.scenario, TARGETS, 0.9, dict.fromkeys(SCALES, 2.0), probes, ["careful"])
     for text in (page, swept):
         assert "<script" not in text
