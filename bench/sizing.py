@@ -47,7 +47,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for profile, results and figures")
     parser.add_argument("--duration", type=float, default=90.0, help="seconds of each trace")
     parser.add_argument("--profile", type=Path, help="one measured before")
-    parser.add_argument("--together", action="store_true", help="measure each kind while the other one works")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     profile: Path = args.profile or args.out / "profile.json"
@@ -56,7 +55,8 @@ def main() -> int:
     with LocalCluster(prefill=1, decode=1, prefill_args=flags, decode_args=flags) as cluster:
         target = f"grpc://{cluster.gateway_address}"
         if args.profile is None:
-            loadtest("profile", target, *(["--together"] if args.together else []), "--out", str(profile))
+            # The two share this machine.
+            loadtest("profile", target, "--together", "--out", str(profile))
         for case in CASES:
             rows.append(measure(case, target, profile, args))
     print("\n| trace | requests | figure | predicted | measured | off by |\n|---|---|---|---|---|---|")

@@ -19,7 +19,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--together",
         action="store_true",
-        help="keep the other worker busy while one is measured: they share a machine",
+        help="the two share a machine: measure also how each slows the other one down",
     )
     parser.add_argument("--out", type=Path, default=Path("profile.json"), help="file (default: profile.json)")
 

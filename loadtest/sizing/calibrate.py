@@ -1,16 +1,19 @@
 """Measures a Profile on a live cluster, through its gateway, with prompts and streams of known size.
 
-Best on one prefill and one decode worker with nothing else to do. Where the two share a machine they slow
-each other down; `together` measures each kind while the other one works.
+On one prefill and one decode worker with nothing else to do. Where the two share a machine they slow each
+other down: `together` measures each kind once more while the other one works, and how much slower it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import TypedDict, Unpack
 
 from baton.aio import AsyncClient
 from baton.v1.registry_pb2 import WorkerInfo, WorkerRole
@@ -23,9 +26,23 @@ from loadtest.sizing.profile import Profile
 
 BATCHES = (1, 4, 12)
 _PROMPTS = 40
+_PROMPTS_TOGETHER = 24
 _STREAM_TOKENS = 48
 _ROUND_TRIPS = 20
 _SETTLE_S = 0.3
+_START_S = 30.0
+_TIMEOUT_S = 60.0
+
+
+class Load(TypedDict, total=False):
+    """Fields of a Scenario that tell the loads of a calibration apart."""
+
+    concurrency: int
+    requests: int
+    duration_s: float
+    distinct: int
+    input: str
+    output: str
 
 
 class Calibration:
@@ -34,7 +51,7 @@ class Calibration:
     Args:
         target: "grpc://host:port" of its gateway.
         most_input: longest prompt tried, tokens.
-        together: keep the other kind of worker busy while one is measured.
+        together: measure how workers of the two kinds slow each other down.
         say: told what is going on.
     """
 
@@ -44,35 +61,34 @@ class Calibration:
         self._target = target
         self._most_input = most_input
         self._together = together
+        self._seed = 10
         self._say = say
 
     async def measure(self) -> Profile:
-        """Return the profile; takes about a minute."""
+        """Return the profile; takes about a minute, and half of one more for `together`."""
         prefill, decode = await self._workers()
         step_tokens = prefill.max_step_tokens
         self._say("round trips")
-        overhead_s = await self._round_trip_s()
+        round_trip_s = await self._round_trip_s()
         self._say("prompts")
-        prompts = await self._prompts()
-        # A fixed cost of a prompt looks like one of its only step; the round trip tells the two apart.
+        prompts = await self._prompts(_PROMPTS)
+        # A fixed cost of a prompt looks like one of its only step: what lies outside is taken off before.
         step_s, token_s, attention_s = fit_costs(
             [
                 [float(-(-record.input_tokens // step_tokens)) for record in prompts],
                 [float(record.input_tokens) for record in prompts],
                 [record.input_tokens**2 / 2 for record in prompts],
             ],
-            [max(0.0, (record.ttft_s or 0.0) - overhead_s) for record in prompts],
+            [_compute_s(record, round_trip_s) for record in prompts],
         )
         handed = [record for record in prompts if record.exposed_s is not None]
         handoff_s, handoff_token_s = fit_costs(
             [[1.0] * len(handed), [float(record.input_tokens) for record in handed]],
             [record.exposed_s or 0.0 for record in handed],
         )
-        points = []
-        for context in (64, self._most_input):
-            for batch in BATCHES:
-                self._say(f"{batch} streams of {context} tokens")
-                points.append(await self._streams(batch, context))
+        points = [
+            await self._streams(batch, context) for context in (64, self._most_input) for batch in BATCHES
+        ]
         decode_s, row_s, context_s = fit_costs(
             [
                 [1.0] * len(points),
@@ -81,7 +97,7 @@ class Calibration:
             ],
             [seconds for _, _, seconds in points],
         )
-        return Profile(
+        alone = Profile(
             prefill_step_s=step_s,
             prefill_token_s=token_s,
             prefill_attention_s=attention_s,
@@ -90,12 +106,35 @@ class Calibration:
             decode_context_s=context_s,
             handoff_s=handoff_s,
             handoff_token_s=handoff_token_s,
-            overhead_s=overhead_s,
+            overhead_s=round_trip_s + statistics.median(record.queue_s or 0.0 for record in prompts),
             max_step_tokens=step_tokens,
             prefill_tokens=prefill.num_blocks * prefill.block_size,
             decode_tokens=decode.num_blocks * decode.block_size,
-            measured_on=f"{prefill.model}, {prefill.device} and {decode.device}"
-            + (", both kinds at work" if self._together else ""),
+            measured_on=f"{prefill.model}, {prefill.device} and {decode.device}",
+        )
+        return await self._slowed(alone, round_trip_s) if self._together else alone
+
+    async def _slowed(self, alone: Profile, round_trip_s: float) -> Profile:
+        """Measure each kind while the other one works; medians, since the other one pauses now and then."""
+        self._say("prompts, decode at work")
+        async with self._background(concurrency=4, input="fixed:64", output="fixed:256"):
+            prompts = await self._prompts(_PROMPTS_TOGETHER)
+        prefill = [
+            _compute_s(record, round_trip_s) / alone.prompt_s(record.input_tokens) for record in prompts
+        ]
+        decode = []
+        for context in (64, self._most_input):
+            for batch in BATCHES[:2]:
+                async with self._background(
+                    concurrency=1, input=f"fixed:{self._most_input}", output="fixed:1"
+                ):
+                    rows, mean, seconds = await self._streams(batch, context, ", prefill at work")
+                wanted = alone.decode_step_s + rows * (alone.decode_row_s + mean * alone.decode_context_s)
+                decode.append(seconds / wanted)
+        return replace(
+            alone,
+            prefill_slowdown=max(1.0, statistics.median(prefill)),
+            decode_slowdown=max(1.0, statistics.median(decode)),
         )
 
     async def _workers(self) -> tuple[WorkerInfo, WorkerInfo]:
@@ -120,75 +159,63 @@ class Calibration:
                 times.append(time.perf_counter() - begun)
         return statistics.median(times)
 
-    async def _prompts(self) -> list[Record]:
-        """Prompts of all lengths, one after the other; two tokens each, so that they are handed over."""
-        scenario = Scenario(
-            target=self._target,
-            concurrency=1,
-            requests=_PROMPTS,
-            input=f"uniform:16:{self._most_input}",
-            output="fixed:2",
-            seed=11,
-        )
-        busy = Scenario(
-            target=self._target, concurrency=4, duration_s=600, input="fixed:64", output="fixed:256", seed=13
-        )
-        async with self._background(busy):
-            return _done((await run(scenario)).records)[2:]  # the first ones pay for warming up
+    def _scenario(self, **load: Unpack[Load]) -> Scenario:
+        """Return a load; its prompts are no other's, so that none is cached by accident."""
+        self._seed += 1
+        return Scenario(target=self._target, seed=self._seed, timeout_s=_TIMEOUT_S, **load)
 
-    async def _streams(self, batch: int, context: int) -> tuple[float, float, float]:
-        """Run streams side by side; returns rows, mean context, and seconds of a step while all ran."""
-        scenario = Scenario(
-            target=self._target,
-            concurrency=batch,
-            requests=batch,
-            distinct=1,  # its prefix is cached: all start almost at once
-            input=f"fixed:{context}",
-            output=f"fixed:{_STREAM_TOKENS + 2 * batch}",
-            seed=12,
-        )
-        await run(
-            Scenario(
-                target=self._target,
-                concurrency=1,
-                requests=1,
-                distinct=1,
-                input=scenario.input,
-                output="fixed:2",
-                seed=12,
-            )
-        )
-        busy = Scenario(
-            target=self._target,
+    async def _prompts(self, count: int) -> list[Record]:
+        """Prompts of all lengths, one after the other; two tokens each, so that they are handed over."""
+        scenario = self._scenario(
             concurrency=1,
-            duration_s=600,
-            input=f"fixed:{self._most_input}",
-            output="fixed:1",
-            seed=14,
+            requests=count,
+            # As many short ones as long ones: what a trace has most of must not be judged by its tail.
+            input=f"lognormal:{round(math.sqrt(16 * self._most_input))}:1:{self._most_input}",
+            output="fixed:2",
         )
-        async with self._background(busy):
+        return _done((await run(scenario)).records)[2:]  # the first ones pay for warming up
+
+    async def _streams(self, batch: int, context: int, beside: str = "") -> tuple[float, float, float]:
+        """Run streams side by side; returns rows, mean context, and seconds of a step while all ran."""
+        self._say(f"{batch} streams of {context} tokens{beside}")
+        for tokens in (_STREAM_TOKENS, 4 * _STREAM_TOKENS):
+            scenario = self._scenario(
+                concurrency=batch,
+                requests=batch,
+                distinct=1,  # its prefix is cached: all start almost at once
+                input=f"fixed:{context}",
+                output=f"fixed:{tokens + 2 * batch}",
+            )
+            await run(replace(scenario, concurrency=1, requests=1, output="fixed:2"))
             records = _done((await run(scenario)).records)
-        begin_s = max(record.token_s[0] for record in records)
-        end_s = min(record.token_s[-1] for record in records)
-        counts = [_tokens_between(record, begin_s, end_s) for record in records]
-        if len(records) < batch or min(counts) < _STREAM_TOKENS // 4:
-            raise UsageError(f"target: {batch} streams did not run side by side; is it busy?")
-        steps = sum(counts) / batch
-        return float(batch), context + _STREAM_TOKENS / 2, (end_s - begin_s) / steps
+            begin_s = max(record.token_s[0] for record in records)
+            end_s = min(record.token_s[-1] for record in records)
+            counts = [_tokens_between(record, begin_s, end_s) for record in records]
+            if len(records) == batch and min(counts) >= _STREAM_TOKENS // 4:
+                steps = sum(counts) / batch
+                return float(batch), context + tokens / 2, (end_s - begin_s) / steps
+        raise UsageError(f"target: {batch} streams did not run side by side; is it busy?")
 
     @contextlib.asynccontextmanager
-    async def _background(self, scenario: Scenario) -> AsyncIterator[None]:
-        if not self._together:
-            yield
-            return
-        task = asyncio.create_task(run(scenario))
+    async def _background(self, **load: Unpack[Load]) -> AsyncIterator[None]:
+        """Keep one kind of worker busy meanwhile."""
+        load["duration_s"] = 600.0
+        scenario = self._scenario(**load)
+        begun = asyncio.Event()
+        task = asyncio.create_task(run(scenario, on_progress=lambda which, progress: begun.set()))
         try:
-            await asyncio.sleep(5 * _SETTLE_S)
+            await asyncio.wait_for(begun.wait(), _START_S)
+            await asyncio.sleep(_SETTLE_S)
             yield
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await asyncio.sleep(_SETTLE_S)
+
+
+def _compute_s(record: Record, round_trip_s: float) -> float:
+    """Return what a prompt took on the prefill worker: without the way there and the wait for room."""
+    return max(0.0, (record.ttft_s or 0.0) - round_trip_s - (record.queue_s or 0.0))
 
 
 def _done(records: list[Record]) -> list[Record]:

@@ -25,6 +25,7 @@ class DecodeWorker:
         self._batch: list[tuple[int, int, Job]] = []  # by the number of steps at which each ends
         self._joining: list[Job] = []
         self._queue: deque[Job] = deque()
+        self._slowdown = self._next_slowdown = 1.0
         self.held_tokens = 0
         self.version = 0
 
@@ -46,13 +47,28 @@ class DecodeWorker:
             granted.append(one)
         return granted
 
+    def step_end_s(self, now_s: float) -> float:
+        """Return when the step under way ends: an engine takes commands between two steps. Idle: now."""
+        return self._at_s + self._span_s(self._steps_until(now_s) + 1) if self._batch else now_s
+
     def join(self, job: Job, now_s: float) -> float:
         """Let a request into the batch at the next end of a step; returns when that is."""
         self._joining.append(job)
         if not self._batch:
             self._at_s = now_s
-            return now_s
-        return self._at_s + self._span_s(self._steps_until(now_s) + 1)
+        return self.step_end_s(now_s)
+
+    def slow(self, factor: float, now_s: float) -> float | None:
+        """Make steps take `factor` of their time from the next one on; returns when it begins.
+
+        Returns:
+            None: nothing runs, or nothing changes.
+        """
+        changes = factor != self._next_slowdown
+        self._next_slowdown = factor
+        if not self._batch:
+            self._slowdown = factor
+        return self.step_end_s(now_s) if changes and self._batch else None
 
     def advance(self, now_s: float) -> list[Job]:
         """Run the steps that have ended by `now_s`; returns the requests that are complete."""
@@ -62,6 +78,7 @@ class DecodeWorker:
             self._context += count * len(self._batch)
             self._steps += count
             self.held_tokens += count * len(self._batch)
+        self._slowdown = self._next_slowdown
         done: list[Job] = []
         while self._batch and self._batch[0][0] <= self._steps:
             job = heapq.heappop(self._batch)[2]
@@ -89,7 +106,7 @@ class DecodeWorker:
         rows, profile = len(self._batch), self._profile
         growth = profile.decode_context_s * rows / 2
         first = profile.decode_step_s + profile.decode_row_s * rows + profile.decode_context_s * self._context
-        return first - growth, growth
+        return self._slowdown * (first - growth), self._slowdown * growth
 
     def _span_s(self, steps: int) -> float:
         u, v = self._coefficients()

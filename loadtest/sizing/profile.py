@@ -18,6 +18,8 @@ class Profile:
 
     Attributes:
         overhead_s: what a request costs outside the workers until its first token: gateway, network.
+        prefill_slowdown, decode_slowdown: factor on a step while a worker of the other kind works that
+            shares its machine; 1: they share none.
         handoff_s, handoff_token_s: from the end of prefill until decode may run: fixed, and a token.
         max_step_tokens: of the prefill worker.
         prefill_tokens, decode_tokens: tokens that the pool of such a worker holds.
@@ -36,6 +38,8 @@ class Profile:
     max_step_tokens: int
     prefill_tokens: int
     decode_tokens: int
+    prefill_slowdown: float = 1.0
+    decode_slowdown: float = 1.0
     measured_on: str = ""
 
     def __post_init__(self) -> None:
@@ -46,6 +50,8 @@ class Profile:
                 raise UsageError(f"profile: {field.name}: must be at least 0, got {value}")
         if self.prefill_step_s + self.prefill_token_s <= 0 or self.decode_step_s + self.decode_row_s <= 0:
             raise UsageError("profile: a step that takes no time")
+        if min(self.prefill_slowdown, self.decode_slowdown) < 1:
+            raise UsageError("profile: a slowdown must be at least 1")
         if min(self.max_step_tokens, self.prefill_tokens, self.decode_tokens) < 1:
             raise UsageError("profile: max_step_tokens, prefill_tokens and decode_tokens must be at least 1")
 

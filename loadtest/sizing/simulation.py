@@ -1,7 +1,9 @@
 """Requests through a cluster: the gateway's choice, reservation, prefill, hand-off, decode.
 
-As in the real one a request first reserves room on the decode worker that holds least, then goes to the
-prefill worker with the least to compute before it. Not modelled: failures, preemption, cancels.
+As in the real one a request first reserves room on the decode worker that holds least, which takes the call
+when its step under way ends; then it goes to the prefill worker with the least to compute before it. Where
+the profile says that workers of one machine slow each other down, those of equal numbers (modulo the kinds'
+counts) share one. Not modelled: failures, preemption, cancels.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from loadtest.traces import TraceRow
 # As services/gateway/routing.py weighs a missed prefix against a queue.
 _CACHED_WEIGHT = 8
 
-_ARRIVE, _PREFILLED, _JOIN, _DECODED = range(4)
+_ARRIVE, _RESERVE, _PREFILLED, _JOIN, _DECODED = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class _Simulation:
         self._order = itertools.count()
         self._events: list[tuple[float, int, int, int, Job | None, int]] = []
         self._busy_s = 0.0
+        self._decoding = [0] * num_decode  # requests between the end of prefill and their own, by worker
         self._turn = itertools.count()
 
     def run(self) -> Simulated:
@@ -78,6 +81,8 @@ class _Simulation:
             now_s, _, kind, worker, job, version = heapq.heappop(self._events)
             if kind == _ARRIVE and job is not None:
                 self._arrive(job, now_s)
+            elif kind == _RESERVE and job is not None:
+                self._reserve(job, now_s)
             elif kind == _PREFILLED:
                 self._prefilled(worker, now_s)
             elif kind == _JOIN and job is not None:
@@ -97,6 +102,13 @@ class _Simulation:
             return
         job.decode = _least(self._expected, next(self._turn))
         self._expected[job.decode] += job.input_tokens + job.output_tokens
+        granted_s = self._decodes[job.decode].step_end_s(now_s)
+        if granted_s > now_s:
+            self._at(granted_s, _RESERVE, job.decode, job)
+        else:
+            self._reserve(job, now_s)
+
+    def _reserve(self, job: Job, now_s: float) -> None:
         if self._decodes[job.decode].reserve(job):
             self._send(job, now_s)
 
@@ -125,8 +137,20 @@ class _Simulation:
     def _step(self, index: int, now_s: float) -> None:
         seconds = self._prefills[index].start_step()
         if seconds is not None:
+            if any(self._decoding[index :: len(self._prefills)]):
+                seconds *= self._profile.prefill_slowdown
             self._busy_s += seconds
             self._at(now_s + seconds, _PREFILLED, index)
+        if self._profile.decode_slowdown > 1:
+            self._slow_decode(index, now_s)
+
+    def _slow_decode(self, prefill: int, now_s: float) -> None:
+        """Tell the decode workers of a prefill worker's machine whether it works."""
+        factor = self._profile.decode_slowdown if self._prefills[prefill].is_busy else 1.0
+        for index in range(prefill, len(self._decodes), len(self._prefills)):
+            changes_s = self._decodes[index].slow(factor, now_s)
+            if changes_s is not None:
+                self._at(changes_s, _DECODED, index, version=self._decodes[index].version)
 
     def _prefilled(self, index: int, now_s: float) -> None:
         profile = self._profile
@@ -136,6 +160,7 @@ class _Simulation:
                 self._holders[job.hash_ids[0]].add(index)
             job.first_s = job.end_s = now_s + profile.overhead_s
             if job.output_tokens > 1:
+                self._decoding[job.decode] += 1
                 handoff_s = profile.handoff_s + profile.handoff_token_s * job.input_tokens
                 self._at(now_s + handoff_s, _JOIN, job.decode, job)
         self._step(index, now_s)
@@ -144,6 +169,7 @@ class _Simulation:
         worker = self._decodes[index]
         for job in worker.advance(now_s):
             self._expected[index] -= job.input_tokens + job.output_tokens
+            self._decoding[index] -= 1
             assert job.end_s is not None
             job.end_s += self._profile.overhead_s
             for granted in worker.release(job, job.input_tokens + job.output_tokens):

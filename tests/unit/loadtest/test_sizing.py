@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,43 @@ def test_one_request_alone_is_plain_arithmetic() -> None:
     steps = sum(0.005 + 0.0002 + 1e-7 * (601 + i) for i in range(10))
     assert job.end_s == pytest.approx(first + 0.001 + 600e-6 + steps + 0.003)
     assert job.tpot_s == pytest.approx((0.0016 + steps) / 10)
+
+
+def test_a_reservation_waits_for_the_end_of_the_step_under_way() -> None:
+    """The second request comes in the middle of a step of 0.1 s that the first one runs."""
+    slow = replace(PROFILE, decode_step_s=0.1, decode_row_s=0.0, decode_context_s=0.0)
+    first, second = simulate([TraceRow(0.0, 100, 50), TraceRow(1.0, 100, 2)], slow, 1, 1).jobs
+    begun = PROFILE.prompt_s(100) + 0.001 + 100e-6
+    assert first.end_s == pytest.approx(begun + 49 * 0.1 + 0.003)
+    granted = begun + 0.1 * math.ceil((1.0 - begun) / 0.1)
+    assert second.first_s == pytest.approx(granted + PROFILE.prompt_s(100) + 0.003)
+
+
+def test_workers_of_one_machine_slow_each_other_down() -> None:
+    """Steps of 0.01 s are 1.5 times as long while the other request's prompt of one step is computed."""
+    costs = {
+        "prefill_step_s": 0.1,
+        "prefill_token_s": 0.0,
+        "prefill_attention_s": 0.0,
+        "handoff_token_s": 0.0,
+    }
+    shared = replace(
+        PROFILE, **costs, decode_row_s=0.0, decode_context_s=0.0, decode_step_s=0.01, max_step_tokens=1000
+    )
+    shared = replace(shared, prefill_slowdown=2.0, decode_slowdown=1.5)
+    rows = [TraceRow(0.0, 100, 101), TraceRow(0.5005, 100, 1)]
+    first, second = simulate(rows, shared, 1, 1).jobs
+    # The first prompt has the machine for itself; its steps begin at 0.101.
+    assert first.ttft_s == pytest.approx(0.1 + 0.003)
+    # The second one needs no room, so it begins at once, and takes twice as long.
+    assert second.ttft_s == pytest.approx(0.2 + 0.003)
+    # Of 100 steps the one under way at 0.5005 ends at 0.501 as it began; from there on they take 0.015 each,
+    # until the one that begins before 0.7005: 14 of them.
+    assert first.end_s == pytest.approx(0.101 + 100 * 0.01 + 14 * 0.005 + 0.003)
+    # Two machines: of two such prompts only the one beside the stream is slowed down.
+    apart = simulate([*rows, TraceRow(0.6, 100, 1)], shared, 2, 2).jobs
+    assert [job.ttft_s for job in apart] == pytest.approx([0.103, 0.203, 0.103])
+    assert apart[0].end_s == first.end_s
 
 
 def test_one_token_needs_no_decode() -> None:
