@@ -91,3 +91,15 @@ async def test_short_prompts_and_scored_ones_do_not_wait(served: Served) -> None
     )
     assert [len(choice.logprobs.tokens or ()) for choice in scored.choices if choice.logprobs] == [42, 42]
     assert sum(worker.host.engine.stats().computed_tokens for worker in prefills) == 27 + 80
+
+
+async def test_others_begin_as_soon_as_decode_has_the_prompt(served: Served) -> None:
+    """Not when the first answer is complete, however its tokens travel."""
+    client, _, _ = served
+    fields: dict[str, Any] = {"model": "tiny", "max_tokens": 300, "n": 3, "extra_body": {"ignore_eos": True}}
+    order: list[int] = []
+    chunks = await client.completions.create(**fields, prompt=prompt(60, 5), stream=True)
+    async for chunk in chunks:
+        order += [choice.index for choice in chunk.choices]
+    for index in (1, 2):
+        assert order[: order.index(index)].count(0) < 150
