@@ -6,9 +6,10 @@ through threads and sockets; this process asks them as a gateway does, one promp
     own memory   blocks are written into the decode worker's memory (shared_memory)
     vault        the prompt is computed in the decode worker's blocks, and nothing moves
 
-Exposed is from the end of the last chunk until the receiver's acknowledgement, as the prefill worker
-counts it; gap is from the first token to the second as the asking process gets them, a decode step and
-two messages included. Every answer is compared with that of one co-located worker.
+Exposed is from the end of the last chunk until decode may run, as the prefill worker counts it (until the
+acknowledgement was back, in checkouts before ADR 9); gap is from the first token to the second as the
+asking process gets them, a decode step and two messages included, and counted alike in all checkouts.
+Every answer is compared with that of one co-located worker.
 
 With --against the workers of another checkout (a worktree of an earlier commit) take turns with this
 one's, prompt by prompt, and the ratios are of neighbouring prompts.

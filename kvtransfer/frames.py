@@ -15,7 +15,8 @@ A frame is a header of `HEADER_BYTES` and a payload. Fields mean, by kind:
     GRANT    may write; sequence: echoes the renewal; count: BLOCK frames allowed since OPEN
     WAIT     an older writer is being fenced off; sequence: echoes the renewal
     STOP     write no more
-    ACK      answer to COMMIT and FAIL
+    ACK      answer to COMMIT and FAIL; payload: when COMMIT was taken, by this host's monotonic clock, to a
+             sender of the same host; else nothing
     REJECT   refused; payload: reason and message
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from kvtransfer.fences import Fence, Fences
 from kvtransfer.frames import ANSWERED, Header, Kind, Payload
 from kvtransfer.links import Route
 from kvtransfer.locked_file import is_valid_name
-from kvtransfer.payloads import OpenFacts, RejectReason, decode_reason, encode_reason
+from kvtransfer.payloads import OpenFacts, RejectReason, decode_reason, encode_reason, encode_taken_at
 from kvtransfer.select import CUDA_IPC, DIRECT
 
 # A GPU may finish the copies that a killed process had queued: two batches, milliseconds.
@@ -55,6 +56,7 @@ class Surroundings:
         fences: writers being fenced off.
         answer: sends a frame to a route.
         emit: raises an event.
+        committed: tells of COMMIT before the event is raised.
         drop: counts an ignored frame.
     """
 
@@ -65,6 +67,7 @@ class Surroundings:
     fences: Fences
     answer: Callable[[Route, Header, bytes], None]
     emit: Callable[[ReceiverEvent], None]
+    committed: Callable[[Committed], None]
     drop: Callable[[Drop, str], None]
 
 
@@ -242,21 +245,23 @@ class InboundTransfer:
                 self.reject(self._route, RejectReason.COUNT_MISMATCH, message)
             return
         self.state = State.COMMITTED
-        self._around.emit(
-            Committed(self.transfer_id, self.epoch, bytes(payload), self._num_placed, self._num_bytes)
-        )
-        self._answer(Kind.ACK)
+        event = Committed(self.transfer_id, self.epoch, bytes(payload), self._num_placed, self._num_bytes)
+        self._around.committed(event)
+        is_same_host = self._facts.transport in DIRECT
+        taken_at = encode_taken_at(time.monotonic_ns()) if is_same_host else b""
+        self._around.emit(event)
+        self._answer(Kind.ACK, taken_at)
 
     def _fail(self, reason: str, message: str) -> None:
         self.state = State.FAILED
         self._around.emit(Failed(self.transfer_id, self.epoch, reason, message))
 
-    def _answer(self, kind: Kind, count: int = 0, sequence: int = 0) -> None:
+    def _answer(self, kind: Kind, payload: bytes = b"", *, count: int = 0, sequence: int = 0) -> None:
         if self._route is not None:
             header = Header(
                 kind, self.transfer_id, self.epoch, self._incarnation, count=count, sequence=sequence
             )
-            self._around.answer(self._route, header, b"")
+            self._around.answer(self._route, header, payload)
 
 
 def _check_liveness(name: str) -> None:

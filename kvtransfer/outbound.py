@@ -25,7 +25,7 @@ from kvtransfer.errors import (
 )
 from kvtransfer.frames import MAX_CONTROL_BYTES, Header, Kind, Payload
 from kvtransfer.lease import SenderLease
-from kvtransfer.payloads import OpenFacts, decode_reason, encode_reason
+from kvtransfer.payloads import OpenFacts, decode_reason, encode_reason, taken_after_s
 from kvtransfer.pushes import Pushes
 from kvtransfer.runs import PushedRun
 from kvtransfer.settlement import Settlement
@@ -42,7 +42,8 @@ class TransferStats:
         transport: name.
         blocks: blocks sent, over all groups.
         bytes: bytes moved, headers excluded; none where blocks were computed in place.
-        exposed_s: from commit() until the receiver's ACK, seconds.
+        exposed_s: from commit() until the receiver had taken it, seconds; where the two do not share a
+            clock, until its ACK was here.
     """
 
     transport: str
@@ -122,7 +123,7 @@ class OutboundTransfer:
         self._limit = 0
         self._payload: bytes | None = None
         self._failure = b""
-        self._commit_called_at = 0.0
+        self._commit_called_ns = 0
         self._room_since = link.clock()
 
     @property
@@ -179,7 +180,7 @@ class OutboundTransfer:
         if len(payload) > MAX_CONTROL_BYTES:
             raise InvalidTransferError("payload", f"{len(payload)} bytes, at most {MAX_CONTROL_BYTES}")
         self._closing = True
-        self._commit_called_at = time.perf_counter()
+        self._commit_called_ns = time.monotonic_ns()
         self._link.run(partial(self._begin_commit, bytes(payload)))
 
     def fail(self, reason: str, message: str) -> None:
@@ -217,7 +218,7 @@ class OutboundTransfer:
             reason, message = decode_reason(payload)
             self.end(RejectedError(reason, message))
         elif header.kind is Kind.ACK and self._state is _State.COMMITTING:
-            self._finish()
+            self._finish(payload)
         elif header.kind is Kind.ACK and self._state is _State.ABORTING:
             self.end(AbortedError("fail() was called"))
 
@@ -367,10 +368,10 @@ class OutboundTransfer:
     def _send_commit(self, sequence: int) -> None:
         self._send(Kind.COMMIT, self._payload or b"", count=self._num_sent, sequence=sequence)
 
-    def _finish(self) -> None:
+    def _finish(self, ack: Payload) -> None:
         self._state = _State.DONE
         self._link.remove(self)
-        exposed_s = time.perf_counter() - self._commit_called_at
+        exposed_s = taken_after_s(ack, self._commit_called_ns, time.monotonic_ns())
         self.done.set_result(TransferStats(self._link.transport, self._num_sent, self._num_bytes, exposed_s))
 
     def _expire(self) -> None:

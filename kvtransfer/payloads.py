@@ -14,6 +14,7 @@ MAX_MESSAGE_BYTES = 1024
 
 _OPEN = struct.Struct("<I16s96s")
 _REASON = struct.Struct("<32s")
+_TAKEN_AT = struct.Struct("<Q")
 
 
 class RejectReason(enum.StrEnum):
@@ -59,6 +60,24 @@ class OpenFacts:
             raise MalformedFrameError(f"OPEN has {len(payload)} bytes, not {_OPEN.size}")
         lease_ms, transport, liveness = _OPEN.unpack(payload)
         return cls(lease_ms, _text(transport), _text(liveness))
+
+
+def encode_taken_at(now_ns: int) -> bytes:
+    """Pack when COMMIT was taken, for ACK; nanoseconds of time.monotonic_ns()."""
+    return _TAKEN_AT.pack(now_ns)
+
+
+def taken_after_s(payload: Payload, since_ns: int, until_ns: int) -> float:
+    """Return the seconds from `since_ns` until COMMIT was taken, as ACK says.
+
+    Until `until_ns`, where it does not say, or the two ends evidently do not share a clock.
+    """
+    taken_ns = until_ns
+    if len(payload) == _TAKEN_AT.size:
+        (taken_ns,) = _TAKEN_AT.unpack(payload)
+    if not since_ns <= taken_ns <= until_ns:
+        taken_ns = until_ns
+    return (taken_ns - since_ns) / 1e9
 
 
 def encode_reason(reason: str, message: str) -> bytes:

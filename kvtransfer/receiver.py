@@ -17,7 +17,7 @@ from kvtransfer.block_store import open_blocks
 from kvtransfer.curve import CurveKeys, Welcome
 from kvtransfer.doorbell import DoorbellListener
 from kvtransfer.errors import ClosedError, CorruptFrameError, InvalidTransferError, MalformedFrameError
-from kvtransfer.events import ReceiverEvent
+from kvtransfer.events import Committed, ReceiverEvent
 from kvtransfer.fake import FakeListener
 from kvtransfer.fences import Fence, Fences
 from kvtransfer.frames import (
@@ -68,6 +68,7 @@ class Receiver:
         bind: str = "tcp://127.0.0.1:0",
         transports: Sequence[str],
         on_event: Callable[[ReceiverEvent], None],
+        on_committed: Callable[[Committed], None] = lambda event: None,
         advertise_host: str = "",
         window_bytes: int = DEFAULT_WINDOW_BYTES,
         clock: Callable[[], float] = time.monotonic,
@@ -82,6 +83,7 @@ class Receiver:
             bind: "tcp://host:port", port 0 for a free one; or "fake://name".
             transports: accepted ones, best first.
             on_event: called on the loop; must be quick and may call this object.
+            on_committed: likewise, of a Committed, for who may read the blocks; on_event has it afterwards.
             advertise_host: host that peers are told instead of the bound one.
             window_bytes: unread bytes that one transfer may have under way (at least 4 blocks).
             clock: seconds, monotonic; for tests.
@@ -96,6 +98,7 @@ class Receiver:
         self._regions = tuple(regions)
         self._incarnation = incarnation
         self._on_event = on_event
+        self._on_committed = on_committed
         self._clock = clock
         self._inbound: dict[str, InboundTransfer] = {}
         self._releases: set[Future[None]] = set()
@@ -118,6 +121,7 @@ class Receiver:
             self._fences,
             self._answer,
             self._emit,
+            self._committed,
             self._drop,
         )
         # Memory may outlive its receiver (the vault): a sender must not go on writing then.
@@ -293,6 +297,12 @@ class Receiver:
             self._on_event(event)
         except Exception:
             logger.exception("on_event failed on %s", event)
+
+    def _committed(self, event: Committed) -> None:
+        try:
+            self._on_committed(event)
+        except Exception:
+            logger.exception("on_committed failed on %s", event)
 
     def _drop(self, reason: Drop, detail: str) -> None:
         if not self._drops[reason]:

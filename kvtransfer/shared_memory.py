@@ -18,9 +18,12 @@ from kvtransfer.errors import SharedMemoryError
 from kvtransfer.host import SHM_DIR
 from kvtransfer.locked_file import LockedFile, path_of
 from kvtransfer.region import Blocks, Region, RegionFacts
+from kvtransfer.runs import merge_runs
 
 # Less is copied before a second thread is awake.
 _MIN_PIECE_BYTES = 512 << 10
+# Some 50 us, for which a released transfer waits.
+_MAX_BATCH_BYTES = 512 << 10
 
 
 class SharedMemory:
@@ -104,8 +107,6 @@ def attach_shared(facts: RegionFacts) -> Blocks:
 class SharedMemoryWriter:
     """Copies blocks into a receiver's pool; a `DirectWriter`."""
 
-    batch_blocks = 1
-
     def __init__(self, regions: Sequence[Region], receiver_regions: Sequence[RegionFacts]) -> None:
         """Map the receiver's regions, but for those that both have.
 
@@ -113,6 +114,7 @@ class SharedMemoryWriter:
             SharedMemoryError: a region cannot be mapped.
         """
         self._sources = [region.blocks() for region in regions]
+        self.batch_blocks = max(1, _MAX_BATCH_BYTES // max(region.block_bytes for region in regions))
         self._targets = [
             mine if region.facts.is_same_memory(facts) else attach_shared(facts)
             for mine, region, facts in zip(self._sources, regions, receiver_regions, strict=True)
@@ -124,13 +126,14 @@ class SharedMemoryWriter:
         return max(-(-num_blocks // NUM_COPY_THREADS), -(-_MIN_PIECE_BYTES // smallest))
 
     def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
-        """Copy blocks; in place when this returns. Lets go of the GIL meanwhile."""
+        """Copy blocks, run by run; in place when this returns. Lets go of the GIL once a run."""
         targets, sources = self._targets[group], self._sources[group]
         moved = 0
-        for target, source in zip(target_block_ids, source_block_ids, strict=True):
-            if targets is not sources or target != source:
-                np.copyto(targets[target], sources[source])
-                moved += sources.shape[1]
+        for run in merge_runs(target_block_ids, source_block_ids):
+            if targets is not sources or run.target != run.source:
+                source = sources[run.source : run.source + run.num_blocks]
+                np.copyto(targets[run.target : run.target + run.num_blocks], source)
+                moved += source.nbytes
         return moved
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from kvtransfer.events import Arrived, ReceiverEvent
 from kvtransfer.receiver import Receiver
@@ -42,7 +43,7 @@ def make_servicer(
 
     def on_event(event: ReceiverEvent) -> None:
         if not isinstance(event, Arrived):  # nobody here asks, and each would wake the event loop
-            events(event)
+            events.post(event, time.monotonic())
 
     receiver = Receiver(
         identity.worker_id,
@@ -51,6 +52,7 @@ def make_servicer(
         bind=f"tcp://{worker.kv_host or server.host}:{worker.kv_port}",
         transports=worker.transports,
         on_event=on_event,
+        on_committed=lambda event: events.at_once(event, time.monotonic()),
         advertise_host=server.public_host,
         curve=identity.curve,
     )

@@ -110,7 +110,7 @@ class HandOff:
         self._span.end(error="" if failure is None else type(failure).__name__)
 
     def exposed_s(self, stats: TransferStats) -> float:
-        """From the end of compute until the receiver's acknowledgement, seconds."""
+        """From the end of compute until decode could run, seconds; see `TransferStats`."""
         return self.before_commit_s + stats.exposed_s
 
     def _push(self, event: BlocksFilled) -> None:

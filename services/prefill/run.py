@@ -44,7 +44,7 @@ class HandedOver:
 
     Attributes:
         stats: of the transfer.
-        exposed_s: from the end of compute until the acknowledgement.
+        exposed_s: from the end of compute until decode could run.
     """
 
     stats: TransferStats

@@ -26,10 +26,18 @@ class LoopBridge(Generic[Item]):
         self._waiting: list[tuple[Item, float]] = []
 
     def __call__(self, item: Item) -> None:
-        """Hand over one item; one wake-up of the loop."""
+        """Hand over one item: at once, then to the loop."""
         at = time.monotonic()
+        self.at_once(item, at)
+        self.post(item, at)
+
+    def at_once(self, item: Item, at: float) -> None:
+        """Hand over one item to those who cannot wait, alone."""
         for handle in self._at_once:
             handle(item, at)
+
+    def post(self, item: Item, at: float) -> None:
+        """Hand over one item to the loop alone; one wake-up."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._deliver, item, at)
 

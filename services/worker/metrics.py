@@ -110,7 +110,7 @@ class WorkerMetrics:
         )
         self._exposed_s = Histogram(
             "baton_handoff_exposed_seconds",
-            "From the end of prefill compute until the receiver acknowledged.",
+            "From the end of prefill compute until decode could run.",
             ["transport"],
             buckets=_SECONDS,
             registry=self.registry,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvtransfer.events import Arrived, ReceiverEvent
+from kvtransfer.events import Arrived, Committed, ReceiverEvent
 from kvtransfer.outbound import OutboundTransfer
 from kvtransfer.receiver import Receiver
 from kvtransfer.region import Blocks
@@ -57,6 +57,7 @@ class Rig:
         incarnation: str = "r1",
         bind: str = "",
         on_event: Callable[[ReceiverEvent], None] | None = None,
+        on_committed: Callable[[Committed], None] = lambda event: None,
         window_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.monotonic,
     ) -> Receiver:
@@ -72,6 +73,7 @@ class Rig:
             bind=bind or ("fake://" if self.transport == "fake" else "tcp://127.0.0.1:0"),
             transports=[self.transport],
             on_event=on_event or self.events.append,
+            on_committed=on_committed,
             window_bytes=window_bytes,
             clock=clock,
         )

@@ -215,3 +215,24 @@ def test_an_event_handler_that_fails_disturbs_nothing(rig: Rig) -> None:
         transfer.commit(b"")
         assert transfer.done.result(5).blocks == 2
     assert len([event for event in seen if isinstance(event, Committed)]) == 2
+
+
+def test_who_must_know_first_hears_of_commit_before_it_is_acknowledged(rig: Rig) -> None:
+    order: list[str] = []
+
+    def on_committed(event: Committed) -> None:
+        time.sleep(0.05)
+        order.append(f"at once {event.transfer_id}")
+
+    receiver = rig.make_receiver(
+        on_committed=on_committed,
+        on_event=lambda event: order.append("event") if isinstance(event, Committed) else None,
+    )
+    receiver.expect("t", 1, [[1], []], LEASE_S)
+    transfer = rig.make_sender().begin(receiver, "t", 1, [[1], []])
+    transfer.done.add_done_callback(lambda _: order.append("done"))
+    transfer.push(0, 0, [0])
+    transfer.commit(b"")
+    assert transfer.done.result(5).exposed_s >= 0.05
+    wait_until(lambda: len(order) == 3)
+    assert order[0] == "at once t"
