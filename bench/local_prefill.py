@@ -19,6 +19,7 @@ import itertools
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,11 +35,11 @@ from baton.v1.inference_pb2 import Delta
 from bench.cluster import Prompts
 from loadtest.environment import environment
 
-LENGTHS = (4, 8, 16, 32, 64, 128, 256)
+LENGTHS = (8, 16, 32, 64, 128, 256)
 NUM_STREAM_IN, NUM_STREAM_OUT = 64, 2000
 NUM_OUT = 4
-NUM_PROMPTS = 12
-MEAN_GAP_S = 0.3
+NUM_PROMPTS = 10
+MEAN_GAP_S = 0.2
 LIMITS = {"apart": "0", "local": str(1 << 20)}
 
 
@@ -192,6 +193,7 @@ def main() -> None:
         for round_ in range(args.rounds):
             for kind, num_streams in kinds.items():
                 for length in LENGTHS:
+                    print(f"round {round_ + 1} of {args.rounds}: {length} tokens, {kind}", file=sys.stderr)
                     streams = source.take(num_streams, NUM_STREAM_IN)
                     prompts = source.take(NUM_PROMPTS, length)
                     answers = []
