@@ -19,6 +19,8 @@ import mmap
 import os
 from collections.abc import Iterator
 
+from services.common.errors import BatonError, ErrorReason
+
 MAX_ACCOUNTS = 1 << 14
 _CELL_BYTES = 8
 _NAME_BYTES = 32
@@ -72,7 +74,7 @@ class Ledger:
         Args:
             name: at most 32 bytes of UTF-8.
         Raises:
-            OverflowError: there are too many.
+            BatonError: QUEUE_FULL: there are too many.
         """
         account = self._accounts.get(name)
         if account is None:
@@ -102,7 +104,10 @@ class Ledger:
             if self._memory[start : start + _NAME_BYTES] == wanted:
                 return number
         if count == MAX_ACCOUNTS:
-            raise OverflowError(f"limits are kept of at most {MAX_ACCOUNTS} keys")
+            raise BatonError(
+                ErrorReason.QUEUE_FULL,
+                f"limits are kept of at most {MAX_ACCOUNTS} keys until the gateway restarts",
+            )
         start = _HEADER_CELLS * _CELL_BYTES + count * size
         self._memory[start : start + _NAME_BYTES] = wanted
         self._counts[0] = count + 1

@@ -26,6 +26,8 @@ def parse_body(cls: type[Body], body: bytes) -> Body:
         raise _explain(cls, error) from None
     for name, allowed in cls.neutral.items():
         value = getattr(parsed, name)
+        if isinstance(value, dict):  # SDKs that write out what is not set
+            value = {key: part for key, part in value.items() if part is not None}
         if value not in allowed:
             raise bad_field(name, cls.refusals.get(name, "this is not supported; leave the field out"))
     return parsed

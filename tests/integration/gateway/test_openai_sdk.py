@@ -253,6 +253,7 @@ async def test_models(client: AsyncOpenAI) -> None:
         ({"input": [{"role": "user", "content": "hi"}]}, CHAT_IDS),
         ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]}, CHAT_IDS),
         ({"instructions": "be"}, [1, *ids_of("system\nbe"), 2, *CHAT_IDS]),
+        ({"reasoning": {"effort": None, "summary": None}, "tools": [], "tool_choice": "auto"}, CHAT_IDS),
         (
             {"input": [{"role": "developer", "content": "be"}, *MESSAGES]},
             [1, *ids_of("system\nbe"), 2, *CHAT_IDS],

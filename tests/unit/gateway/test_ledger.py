@@ -90,7 +90,7 @@ def test_too_many_accounts(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     own = Ledger(fd, 3)
     own.account("a"), own.account("b")
     Ledger(fd, 3, 1).account("b")
-    with pytest.raises(OverflowError, match="at most 2 keys"):
+    with pytest.raises(BatonError, match="at most 2 keys"):
         own.account("c")
 
 
