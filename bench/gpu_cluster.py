@@ -11,6 +11,9 @@ In each, answers through the gateway must be, token for token, those of one engi
 the same chunks and steps; then hand-offs of a long prompt are timed, either worker is killed in the
 middle of one and started again, and answers are compared once more. The status is 1 if anything differs.
 
+With `--batch-invariant` the one engine cuts prompts otherwise and answers them all at once, and its tokens
+must be the same still.
+
 Without a GPU: `--backend cpu --lengths 600 100 7 --scenario vault one_gpu`, with a small model.
 """
 
@@ -40,6 +43,7 @@ from engine.config import EngineConfig
 from tests.support.byte_tokenizer import write_byte_tokenizer
 
 NUM_OUT = 24
+SEEDS = (1, 2, 3)  # of prompts: at first, and after either worker was killed
 MODEL_NAME = "bench"
 VAULT_SHARE = 0.2  # of prefill: it computes in decode's blocks
 START_TIMEOUT_S = 100.0
@@ -55,24 +59,28 @@ class Setup:
     chunk: int
     kv_bytes: int
     rounds: int
+    batch_invariant: bool = False
 
-    def engine(self) -> EngineConfig:
+    def engine(self, chunk: int = 0) -> EngineConfig:
         return EngineConfig(
             self.model,
             MODEL_NAME,
             backend=self.backend,
-            max_step_tokens=self.chunk,
+            max_step_tokens=chunk or self.chunk,
+            batch_invariant=self.batch_invariant,
             context_length=2 * max(self.lengths),
             kv_bytes=self.kv_bytes,
         )
 
     def flags(self, share: float = 1.0) -> list[str]:
         engine = self.engine()
-        fields = {name: getattr(engine, name) for name in ("backend", "max_step_tokens", "context_length")}
+        names = ("backend", "max_step_tokens", "context_length")
+        fields = {name: getattr(engine, name) for name in names}
         fields["kv_bytes"] = round(share * self.kv_bytes)
-        return [
+        given = [
             part for name, value in fields.items() for part in (f"--{name.replace('_', '-')}", str(value))
         ]
+        return [*given, "--batch-invariant"] if self.batch_invariant else given
 
     def prompts(self, seed: int) -> list[list[int]]:
         return [self.prompt(length, seed * 100 + index) for index, length in enumerate(self.lengths)]
@@ -86,7 +94,7 @@ class Setup:
 
 
 def reference(setup: Setup, gpu: int) -> None:
-    """Child process: answer all prompts, one at a time, and print the tokens as JSON."""
+    """Child process: answer all prompts, one at a time or all at once, and print the tokens as JSON."""
     from services.worker.gpu import put_gpu_first
 
     if setup.backend == "cuda":
@@ -96,32 +104,38 @@ def reference(setup: Setup, gpu: int) -> None:
     from engine.request import Request
     from engine.sampling_params import SamplingParams
 
-    tokens: list[int] = []
-    done = threading.Event()
+    prompts = {
+        f"{seed}-{number}": prompt for seed in SEEDS for number, prompt in enumerate(setup.prompts(seed))
+    }
+    answers: dict[str, list[int]] = {name: [] for name in prompts}
+    done = threading.Semaphore(0)
 
     def on_events(step: StepEvents) -> None:
         for event in step.events:
             if isinstance(event, RequestFailed):
                 raise event.error
             if isinstance(event, TokenSampled):
-                tokens.append(event.token.token_id)
+                answers[event.request_id].append(event.token.token_id)
                 if event.finish_reason is not None:
-                    done.set()
+                    done.release()
 
-    built = build_engine(setup.engine(), on_events)
+    # An engine that depends on nothing but the request may as well run other steps than the cluster's.
+    together = setup.batch_invariant
+    built = build_engine(setup.engine(3 * setup.chunk // 2 if together else 0), on_events)
     built.engine.start()
     sampling = SamplingParams(max_tokens=NUM_OUT, temperature=0, ignore_eos=True)
-    answers: dict[str, list[list[int]]] = {}
-    for seed in (1, 2, 3):
-        for number, prompt in enumerate(setup.prompts(seed)):
-            tokens.clear()
-            done.clear()
-            built.engine.submit(Request(f"{seed}-{number}", prompt, len(prompt), sampling))
-            if not done.wait(60):
-                raise SystemExit("the engine gave no answer")
-            answers.setdefault(str(seed), []).append(list(tokens))
+    for name, prompt in prompts.items():
+        built.engine.submit(Request(name, prompt, len(prompt), sampling))
+        if not together and not done.acquire(timeout=60):
+            raise SystemExit("the engine gave no answer")
+    for _ in prompts if together else ():
+        if not done.acquire(timeout=60):
+            raise SystemExit("the engine gave no answer")
     built.engine.stop()
-    print(json.dumps(answers), flush=True)
+    by_seed = {
+        str(seed): [answers[name] for name in prompts if name.startswith(f"{seed}-")] for seed in SEEDS
+    }
+    print(json.dumps(by_seed), flush=True)
 
 
 class Reference:
@@ -331,12 +345,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=1024)
     parser.add_argument("--kv-gib", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-invariant", action="store_true")
     parser.add_argument("--reference", action="store_true", help="only answer by one engine, as JSON")
     parser.add_argument("--gpu", type=int, default=0, help="GPU of the one engine")
     options = parser.parse_args(argv)
     kv_bytes = round(options.kv_gib * 2**30)
     setup = Setup(
-        options.model, options.backend, tuple(options.lengths), options.chunk, kv_bytes, options.rounds
+        options.model,
+        options.backend,
+        tuple(options.lengths),
+        options.chunk,
+        kv_bytes,
+        options.rounds,
+        options.batch_invariant,
     )
     if options.reference:
         reference(setup, options.gpu)

@@ -22,7 +22,7 @@ SANITIZED = (
 )  # fmt: skip
 SHAPES = ("llama-8b", "qwen3-0.6b")
 PACKED = {"BATON_PACKED_LAUNCHES": "1"}
-TESTED = r"^(FAILED|ERROR)|^E  +Assert|passed|failed"
+TESTED = r"^(FAILED|ERROR)|^E  +Assert|passed|failed|\d+ skipped"
 MEASURED = r"│ (both|apart)|floor at|both:|apart:|rror"
 
 
@@ -117,7 +117,7 @@ def _host() -> list[Part]:
 
 def _engines(inputs: Inputs) -> list[Part]:
     large, small = SHAPES
-    invariant = ("--batch-invariant", "true", "--workloads", "decode,chat")
+    invariant = ("--batch-invariant", "--workloads", "decode,chat")
     both = ("--workloads", "interrupted")
 
     def part(name: str, shape: str, seconds: float, *flags: str, packed: bool = False) -> Part:
@@ -151,12 +151,14 @@ def _two_gpus(inputs: Inputs) -> list[Part]:
     folder = "tests/integration/kvtransfer"
     transports = _pytest(folder, f"--confcutdir={folder}", workers=6)
     cluster = (PYTHON, "-m", "bench.gpu_cluster", str(inputs.shapes / large))
+    invariant = (*cluster, "--scenario", "two_gpus", "--batch-invariant", "--rounds", "1")
     told = r"equal|hand-off|kill|WRONG|passed|FAILED"
     parts = [
         Part("ipc", 2, 60, 110, (transports,), TESTED),
         Part("ipc-bench", 2, 35, 70, ((PYTHON, "-m", "bench.cuda_ipc"),), r"exposed|whole|GPU 0"),
         Part("interrupted", 2, 60, 110, _engine(inputs, large, "interrupted", *apart), MEASURED),
         Part("cluster", 2, 110, 180, (cluster,), told),
+        Part("cluster-invariant", 2, 50, 90, (invariant,), told),
     ]
     if inputs.trace:
         goodput = (

@@ -10,12 +10,13 @@ import torch
 
 from engine.backends.cuda.backend import CudaBackend
 from engine.config import EngineConfig
+from engine.errors import SamplingError
 from engine.models.build import build_transformer
 from engine.models.load import open_model
 from engine.request import Request
 from engine.runner.cuda.runner import CudaRunner
 from engine.sampling_params import SamplingParams
-from engine.step import BlockCopy, ScheduledRow, SchedulerOutput
+from engine.step import BlockCopy, SampledToken, ScheduledRow, SchedulerOutput
 from tests.support.model_steps import create_group
 from tests.support.tiny_families import create_family
 
@@ -195,3 +196,60 @@ def test_only_allowed_tokens_are_drawn(directory: Path) -> None:
     assert all(token in allowed for token, allowed in zip(bound.token_ids[9:], wanted, strict=True))
     twin.token_ids += runner.step(prompt_row(twin))
     assert twin.token_ids[9] == free.token_ids[9]
+
+
+def test_a_launch_that_raises_leaves_nothing_running(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its blocks are given to others at once; and the next step is as if it had never been."""
+    prompt = random_tokens(20)
+    untouched = Runner(directory)
+    wanted = untouched.step(prompt_row(untouched.request(prompt)))
+    runner = Runner(directory)
+
+    def broken(*_: object) -> None:
+        torch.cuda._sleep(400_000_000)  # type: ignore[no-untyped-call]
+        raise RuntimeError("no draw")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.runner._sampler, "draw", broken)
+        with pytest.raises(RuntimeError, match="no draw"):
+            runner.step(prompt_row(runner.request(random_tokens(50))))
+    assert runner.runner._stream.query()
+    assert runner.step(prompt_row(runner.request(prompt))) == wanted
+
+
+def test_a_row_of_nonsense_costs_itself_alone(directory: Path) -> None:
+    """One step ahead, too: the row behind it takes a token that is none."""
+    runner = Runner(directory)
+    prompts = [random_tokens(n) for n in (40, 33, 21)]
+    requests = [runner.request(prompt) for prompt in prompts]
+    for request, token in zip(requests, runner.step(*map(prompt_row, requests)), strict=True):
+        request.token_ids.append(token)
+    twins = [runner.request(prompt) for prompt in prompts]
+    for twin, request in zip(twins, requests, strict=True):
+        runner.step(prompt_row(twin))
+        twin.token_ids.append(request.token_ids[-1])
+    wanted = []
+    for _ in range(2):
+        wanted.append(runner.step(*map(decode_row, twins)))
+        for twin, token in zip(twins, wanted[-1], strict=True):
+            twin.token_ids.append(token)
+    runner.pool.blocks[requests[1].block_ids[0][2]] = float("nan")  # positions 32 on: in every window
+    torch.cuda.synchronize()
+    steps = [
+        runner.runner.launch(SchedulerOutput(100 + step, tuple(decode_row_at(r, step) for r in requests)))
+        for step in range(2)
+    ]
+    for step, tokens in zip(steps, wanted, strict=True):
+        drawn = step.wait().sampled
+        assert isinstance(drawn[requests[1].request_id], SamplingError)
+        for index in (0, 2):
+            token = drawn[requests[index].request_id]
+            assert isinstance(token, SampledToken)
+            assert token.token_id == tokens[index]
+
+
+def decode_row_at(request: Request, step: int) -> ScheduledRow:
+    """The row of `step` steps ahead; its token is known if that is 0."""
+    return ScheduledRow(request, len(request.token_ids) - 1 + step, 1, sample=True, pending=step > 0)

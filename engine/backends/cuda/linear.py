@@ -21,7 +21,14 @@ from engine.backends.cuda.linear_rows import linear_rows, rows_that_pay
 _log = logging.getLogger(__name__)
 
 REFERENCE_ROWS = 256
-_TRIED_ROWS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 512, 768, 1024, 1280, 1536, 1792, 2048)
+# Those of decode graphs (engine/runner/cuda/graphs.py), then such that few rows are ever missing.
+_TRIED_ROWS = (
+    *(1, 2, 4),
+    *range(8, 64, 8),
+    *range(64, 256, 16),
+    *range(320, 1024, 64),
+    *range(1024, 2049, 128),
+)
 
 
 class Mode(enum.Enum):
@@ -95,7 +102,10 @@ class CudaLinear:
         # Tried or not, these are always multiplied by the same number of rows.
         for index, part in enumerate(cut(x, (REFERENCE_ROWS,))):
             target = out[index * REFERENCE_ROWS : (index + 1) * REFERENCE_ROWS]
-            target.copy_(torch.mm(part, self.weight.t(), out_dtype=torch.float32)[: len(target)])
+            if len(target) == REFERENCE_ROWS:
+                torch.mm(part, self.weight.t(), out_dtype=torch.float32, out=target)
+            else:
+                target.copy_(torch.mm(part, self.weight.t(), out_dtype=torch.float32)[: len(target)])
         return out
 
 
@@ -108,7 +118,8 @@ def cut(x: torch.Tensor, sizes: tuple[int, ...]) -> list[torch.Tensor]:
     parts = list(torch.split(x, sizes[-1]))
     rest = parts[-1].shape[0]
     missing = next(size for size in sizes if size >= rest) - rest
-    parts[-1] = torch.nn.functional.pad(parts[-1], (0, 0, 0, missing))
+    if missing:
+        parts[-1] = torch.nn.functional.pad(parts[-1], (0, 0, 0, missing))
     return parts
 
 

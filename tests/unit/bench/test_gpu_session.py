@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.engine.main import _parser as engine_parser
 from bench.gpu_session import driver
 from bench.gpu_session.driver import Outcome, Part, run_parts
 from bench.gpu_session.parts import KERNELS, OURS, SANITIZED, Inputs, all_parts, choose
+from engine.config import EngineConfig
+from services.common.config import parse_config
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -118,6 +121,17 @@ def test_the_parts_name_what_exists(tmp_path: Path) -> None:
     assert [one.name for one in choose(parts, ["ipc", "kernels"])] == ["ipc", "kernels"]
     with pytest.raises(ValueError, match="no part"):
         choose(parts, ["coffee"])
+
+
+def test_the_engine_knows_the_flags_that_parts_give_it(tmp_path: Path) -> None:
+    seen = 0
+    for one in all_parts(Inputs(tmp_path, tmp_path, None, None, 3)):
+        for command in one.commands:
+            if "bench.engine" in command:
+                _, rest = engine_parser("bench").parse_known_args(command[3:])
+                parse_config(EngineConfig, "bench", ["--model", "m", "--model-name", "m", *rest])
+                seen += 1
+    assert seen >= 6
 
 
 def test_every_sanitized_file_has_a_small_case() -> None:
