@@ -20,7 +20,7 @@ from baton.cluster import LocalCluster
 from baton.errors import BatonError, ClusterError
 from bench.goodput.answers import Agreement, Answers
 from bench.goodput.plan import Load, Step, Topology
-from bench.goodput.point import Point, make_point
+from bench.goodput.point import GIVEN_UP, REFUSALS, Point, make_point
 from bench.goodput.usage import Usage, cluster_pids
 from loadtest.errors import LoadTestError
 from loadtest.health import warnings
@@ -232,7 +232,8 @@ class Measured:
             await asyncio.gather(task, return_exceptions=True)
 
     def _check(self, done: Run, *, most_failures: int) -> None:
-        failed = [record for record in done.records if record.outcome is not Outcome.OK]
+        excused = REFUSALS | GIVEN_UP if most_failures else set()
+        failed = [one for one in done.records if one.outcome is not Outcome.OK and one.reason not in excused]
         if not done.records or len(failed) > most_failures:
             why = f"{failed[0].reason} {failed[0].message}" if failed else "nothing was sent"
             raise ClusterError(

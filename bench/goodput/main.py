@@ -134,7 +134,8 @@ class _Bench:
                 + f"; TTFT {point.ms('ttft', 'p50'):.0f} / {point.ms('ttft', 'p99'):.0f}, "
                 f"TPOT {point.ms('tpot', 'p50'):.1f} / {point.ms('tpot', 'p99'):.1f}, "
                 f"worst gap {point.ms('worst_gap', 'p50'):.1f} / {point.ms('worst_gap', 'p99'):.1f} ms; "
-                f"{point.requests} requests, {point.failed} failed, {point.refused} refused; "
+                f"{point.requests} requests, {point.failed} failed, "
+                f"{point.refused} refused, {point.given_up} given up; "
                 f"{point.agreement.equal} of {point.agreement.asked} answers as alone; {point.wall_s:.0f} s"
             )
             for text in point.warnings:

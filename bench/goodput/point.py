@@ -13,6 +13,7 @@ from loadtest.percentiles import Distribution, share_bounds
 from loadtest.record import Outcome, Record
 
 REFUSALS = {"QUEUE_FULL", "OUT_OF_BLOCKS", "RATE_LIMITED"}
+GIVEN_UP = {"TIMEOUT", "DEADLINE_EXCEEDED"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Point:
         run: which of the document's runs measured it.
         sent: requests, warm-up and cool-down included; the other counts are of the `requests` in the window.
         met: targets -> requests that met them.
-        errors: reason -> requests; refusals are among them.
+        errors: reason -> requests; those refused and given up are among them.
         short: answers that had another number of tokens than was asked for.
         latencies: of ttft, tpot, itl, worst_gap, queue, exposed: {"p50", "p99", "p99_low", "p99_high"}.
         cores: process -> CPU cores that it used.
@@ -58,9 +59,14 @@ class Point:
         return self.topology, self.load, self.rate
 
     @property
+    def given_up(self) -> int:
+        """Requests that took longer than their timeout."""
+        return _count(self.errors, GIVEN_UP)
+
+    @property
     def failed(self) -> int:
-        """Requests that failed and were no refusals."""
-        return sum(self.errors.values()) - self.refused
+        """Requests that failed otherwise: what no load excuses."""
+        return sum(self.errors.values()) - self.refused - self.given_up
 
     def share(self, targets: str) -> float:
         """Return the share of the requests that met targets; failed and refused ones did not."""
@@ -132,7 +138,7 @@ def make_point(
         sent=len(records),
         requests=len(counted),
         answered=measures.outcomes["ok"],
-        refused=sum(count for reason, count in errors.items() if reason in REFUSALS),
+        refused=_count(errors, REFUSALS),
         met={name: sum(map(aim.met_by, counted)) for name, aim in targets.items()},
         errors=dict(errors.most_common()),
         short=short,
@@ -145,6 +151,10 @@ def make_point(
         wall_s=round(wall_s, 1),
         warnings=warnings,
     )
+
+
+def _count(errors: Mapping[str, int], reasons: set[str]) -> int:
+    return sum(count for reason, count in errors.items() if reason in reasons)
 
 
 def _tokens_between(records: Sequence[Record], begin_s: float, end_s: float) -> int:

@@ -61,7 +61,7 @@ def table_rows(results: Results, load: str, targets: Sequence[str]) -> list[list
                     f"{point.ms('worst_gap', 'p50'):.1f} / {point.ms('worst_gap', 'p99'):.1f}",
                     f"{point.ms('exposed', 'p50'):.1f} / {point.ms('exposed', 'p99'):.1f}",
                     f"{point.output_rate:.0f}",
-                    str(point.refused),
+                    f"{point.refused} / {point.given_up}",
                     str(point.failed),
                     f"{point.agreement.equal} of {point.agreement.asked}",
                     str(point.blocks_left),
@@ -76,7 +76,15 @@ def head(targets: Sequence[str]) -> list[str]:
     return [
         *("cluster", "req/s per GPU", "requests"),
         *(f"met {name}" for name in targets),
-        *("TTFT p50 / p99, ms", "TPOT", "worst gap", "exposed hand-off", "tokens/s", "refused", "failed"),
+        *(
+            "TTFT p50 / p99, ms",
+            "TPOT",
+            "worst gap",
+            "exposed hand-off",
+            "tokens/s",
+            "refused / given up",
+            "failed",
+        ),
         *("answers equal", "blocks left", "gateway, of a core"),
     ]
 

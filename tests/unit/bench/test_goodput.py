@@ -129,12 +129,12 @@ def record(planned_s: float, ttft_s: float, gap_s: float, tokens: int = 3, **cha
 def test_a_point_counts_its_window_alone_and_every_short_answer() -> None:
     late = record(4.0, 0.7, 0.005)
     refused = record(2.0, 0.1, 0.01, outcome=Outcome.ERROR, reason="QUEUE_FULL", token_s=[], token_counts=[])
-    lost = replace(refused, reason="WORKER_LOST")
+    lost, slow = replace(refused, reason="WORKER_LOST"), replace(refused, reason="TIMEOUT")
     cut = record(5.5, 0.1, 0.01, tokens=2)
     outside = [record(0.5, 9.0, 1.0), cut]
     made = make_point(
         Step(PD, TALK, 2.0),
-        [record(1.0, 0.1, 0.005), late, refused, lost, *outside],
+        [record(1.0, 0.1, 0.005), late, refused, lost, slow, *outside],
         TARGETS,
         run=0,
         cores={},
@@ -143,14 +143,15 @@ def test_a_point_counts_its_window_alone_and_every_short_answer() -> None:
         wall_s=1.0,
         warnings=[],
     )
-    assert (made.sent, made.requests, made.answered, made.refused, made.failed) == (6, 4, 2, 1, 1)
+    assert (made.sent, made.requests, made.answered) == (7, 5, 2)
+    assert (made.refused, made.given_up, made.failed) == (1, 1, 1)
     assert made.met == {"1 s / 20 ms": 2, "0.5 s / 10 ms": 1}
-    assert made.share("0.5 s / 10 ms") == 0.25
+    assert made.share("0.5 s / 10 ms") == 0.2
     assert made.ms("ttft", "p99") == pytest.approx(700)
     assert made.output_rate == 6 / 4
     assert [text.partition(": ")[2] for text in made.wrong(exact=True)] == [
         "1 answers had a wrong number of tokens",
-        "1 requests failed (1 x QUEUE_FULL, 1 x WORKER_LOST)",
+        "1 requests failed (1 x QUEUE_FULL, 1 x WORKER_LOST, 1 x TIMEOUT)",
         "2 KV blocks were left",
         "1 of 4 answers differ from those given alone",
     ]
