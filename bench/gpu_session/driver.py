@@ -71,7 +71,13 @@ class _Running:
     def __init__(self, part: Part, gpus: Sequence[int], out: Path, root: Path) -> None:
         self.part, self.gpus, self.start = part, tuple(gpus), time.monotonic()
         visible = ",".join(map(str, gpus)) or "0"
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": visible, **part.env}
+        env = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONIOENCODING": "utf-8",
+            "CUDA_VISIBLE_DEVICES": visible,
+            **part.env,
+        }
         self.logs = [out / f"{part.name}-{index}.log" for index in range(len(part.commands))]
         self._processes = []
         for command, log in zip(part.commands, self.logs, strict=True):
@@ -118,7 +124,7 @@ class _Running:
     def _lines(self) -> list[str]:
         found = []
         for log in self.logs:
-            text = log.read_text(errors="replace").splitlines()
+            text = log.read_text(encoding="utf-8", errors="replace").splitlines()
             found += [line.strip()[:200] for line in text if re.search(self.part.show, line)][-12:]
         return found
 

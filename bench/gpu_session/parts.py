@@ -23,7 +23,7 @@ SANITIZED = (
 SHAPES = ("llama-8b", "qwen3-0.6b")
 PACKED = {"BATON_PACKED_LAUNCHES": "1"}
 TESTED = r"^(FAILED|ERROR)|^E  +Assert|passed|failed|\d+ skipped"
-MEASURED = r"│ (both|apart)|floor at|both:|apart:|rror"
+MEASURED = r"[│|] (both|apart)|floor at|both:|apart:|rror"
 
 
 @dataclass(frozen=True, slots=True)
