@@ -106,7 +106,7 @@ class Streams:
 
 
 async def measure(
-    cluster: LocalCluster,
+    client: AsyncClient,
     name: str,
     streams: Sequence[Sequence[int]],
     prompts: Sequence[Sequence[int]],
@@ -115,28 +115,56 @@ async def measure(
     """Send the prompts while the streams run; their answers."""
     draw = random.Random(len(prompts[0]))
     answers = []
-    async with AsyncClient(cluster.gateway_address) as client:
-        running = Streams(client, streams)
-        await running.begun()
-        start = time.monotonic()
-        for prompt in prompts:
-            await asyncio.sleep(draw.expovariate(1 / MEAN_GAP_S) if streams else 0.02)
-            answer = await client.complete(
-                token_ids=prompt, max_tokens=NUM_OUT, ignore_eos=True, temperature=0.0
-            )
-            worker = answer.finished.handoff.prefill_worker
-            if worker != {"apart": "prefill-0", "local": "decode-0"}[name]:
-                raise SystemExit(f"a prompt was computed by {worker}")
-            samples.ttft_s.append(answer.finished.timing.ttft_s)
-            answers.append(answer.token_ids)
-        running.check()
-        end = time.monotonic()
-        await running.stop()
+    running = Streams(client, streams)
+    await running.begun()
+    start = time.monotonic()
+    for prompt in prompts:
+        await asyncio.sleep(draw.expovariate(1 / MEAN_GAP_S) if streams else 0.02)
+        answer = await client.complete(token_ids=prompt, max_tokens=NUM_OUT, ignore_eos=True, temperature=0.0)
+        worker = answer.finished.handoff.prefill_worker
+        if worker != {"apart": "prefill-0", "local": "decode-0"}[name]:
+            raise SystemExit(f"a prompt was computed by {worker}")
+        samples.ttft_s.append(answer.finished.timing.ttft_s)
+        answers.append(answer.token_ids)
+    running.check()
+    end = time.monotonic()
+    await running.stop()
     for times in running.times:
         seen = [at for at in times if start <= at <= end]
         samples.gaps_s.extend(b - a for a, b in itertools.pairwise(seen))
         samples.rates.append(len(seen) / (end - start))
     return answers
+
+
+async def compare(
+    addresses: dict[str, str], source: Prompts, rounds: int, num_streams: int
+) -> dict[str, dict[int, dict[str, dict[str, float]]]]:
+    """Measure both clusters in turn; figures by what else runs, length and cluster."""
+    samples = {
+        beside(n): {length: {name: Samples() for name in LIMITS} for length in LENGTHS}
+        for n in (0, num_streams)
+    }
+    async with AsyncClient(addresses["apart"]) as apart, AsyncClient(addresses["local"]) as local:
+        clients = {"apart": apart, "local": local}
+        for name, client in clients.items():
+            await measure(client, name, (), source.take(4, 32), Samples())
+        for round_, n, length in itertools.product(range(rounds), (0, num_streams), LENGTHS):
+            print(f"round {round_ + 1} of {rounds}: {length} tokens, {beside(n)}", file=sys.stderr)
+            streams, prompts = source.take(n, NUM_STREAM_IN), source.take(NUM_PROMPTS, length)
+            answers = []
+            for name in sorted(clients, reverse=bool(round_ % 2)):
+                into = samples[beside(n)][length][name]
+                answers.append(await measure(clients[name], name, streams, prompts, into))
+            if answers[0] != answers[1]:
+                raise SystemExit("the two clusters give different answers")
+    return {
+        kind: {n: {name: one.figures() for name, one in by.items()} for n, by in lengths.items()}
+        for kind, lengths in samples.items()
+    }
+
+
+def beside(num_streams: int) -> str:
+    return f"beside {num_streams} streams" if num_streams else "idle"
 
 
 def pays(apart: dict[str, float], local: dict[str, float], slack: float) -> bool:
@@ -175,40 +203,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
 
-    flags = ["--threads", "1"]
+    worker = ["--threads", "1"]
+
+    def cluster(limit: str) -> LocalCluster:
+        gateway = ["--local-prefill-tokens", limit]
+        return LocalCluster(gateway_args=gateway, prefill_args=worker, decode_args=worker)
+
     source = Prompts(models.fetch(progress=models.show_progress))
-    kinds = {"idle": 0, f"beside {args.streams} streams": args.streams}
-    samples = {kind: {n: {name: Samples() for name in LIMITS} for n in LENGTHS} for kind in kinds}
-    with (
-        LocalCluster(
-            gateway_args=["--local-prefill-tokens", LIMITS["apart"]], prefill_args=flags, decode_args=flags
-        ) as apart,
-        LocalCluster(
-            gateway_args=["--local-prefill-tokens", LIMITS["local"]], prefill_args=flags, decode_args=flags
-        ) as local,
-    ):
-        clusters = {"apart": apart, "local": local}
-        for name, cluster in clusters.items():
-            asyncio.run(measure(cluster, name, (), source.take(4, 32), Samples()))
-        for round_ in range(args.rounds):
-            for kind, num_streams in kinds.items():
-                for length in LENGTHS:
-                    print(f"round {round_ + 1} of {args.rounds}: {length} tokens, {kind}", file=sys.stderr)
-                    streams = source.take(num_streams, NUM_STREAM_IN)
-                    prompts = source.take(NUM_PROMPTS, length)
-                    answers = []
-                    for name in sorted(clusters, reverse=bool(round_ % 2)):
-                        into = samples[kind][length][name]
-                        answers.append(asyncio.run(measure(clusters[name], name, streams, prompts, into)))
-                    if answers[0] != answers[1]:
-                        raise SystemExit("the two clusters give different answers")
-    figures = {
-        kind: {n: {name: one.figures() for name, one in by.items()} for n, by in lengths.items()}
-        for kind, lengths in samples.items()
-    }
+    with cluster(LIMITS["apart"]) as apart, cluster(LIMITS["local"]) as local:
+        addresses = {"apart": apart.gateway_address, "local": local.gateway_address}
+        figures = asyncio.run(compare(addresses, source, args.rounds, args.streams))
     for kind, found in figures.items():
         show(kind, found)
-    best = threshold(figures[f"beside {args.streams} streams"], args.slack)
+    best = threshold(figures[beside(args.streams)], args.slack)
     print(f"--local-prefill-tokens {best} is the greatest that pays here")
     if args.json:
         args.json.write_text(json.dumps({"environment": environment(), "figures": figures}, indent=1) + "\n")
