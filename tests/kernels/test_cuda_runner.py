@@ -227,9 +227,8 @@ def test_a_row_of_nonsense_costs_itself_alone(directory: Path) -> None:
     for request, token in zip(requests, runner.step(*map(prompt_row, requests)), strict=True):
         request.token_ids.append(token)
     twins = [runner.request(prompt) for prompt in prompts]
-    for twin, request in zip(twins, requests, strict=True):
-        runner.step(prompt_row(twin))
-        twin.token_ids.append(request.token_ids[-1])
+    for twin, token in zip(twins, runner.step(*map(prompt_row, twins)), strict=True):
+        twin.token_ids.append(token)
     wanted = []
     for _ in range(2):
         wanted.append(runner.step(*map(decode_row, twins)))
