@@ -19,10 +19,14 @@ class Curve:
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(curves: Sequence[Curve], x_title: str, y_title: str) -> str:
-    """Return the chart; both axes begin at 0."""
+def line_chart(curves: Sequence[Curve], x_title: str, y_title: str, y_max: float = 0.0) -> str:
+    """Return the chart; both axes begin at 0.
+
+    Args:
+        y_max: where the vertical one ends; 0: a little above the highest point.
+    """
     x_max = max(x for curve in curves for x, _ in curve.points)
-    y_max = 1.1 * max(y for curve in curves for _, y in curve.points)
+    y_max = y_max or 1.1 * max(y for curve in curves for _, y in curve.points)
     step_x, step_y = _step(x_max), _step(y_max)
 
     def at(x: float, y: float) -> tuple[float, float]:

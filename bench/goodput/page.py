@@ -36,9 +36,9 @@ def results_page(
     for load in results.loads:
         body.append(f"<h2>{escape(titles.get(load, load))}</h2>")
         tiles = [
-            tile(f"{topology}, {name}", str(found[load, topology, name]), "req/s per GPU")
-            for topology in results.topologies
+            tile(f"{topology}, {name}", str(found[load, topology, name]), "req/s")
             for name in names
+            for topology in results.topologies
             if (load, topology, name) in found
         ]
         plots = [_shares(results, load, name, share, beside_vllm) for name in names]
@@ -58,7 +58,7 @@ def chart(results: Results, load: str, targets: str, *, beside_vllm: bool) -> st
     ]
     if beside_vllm and targets in VLLM.get(load, {}):
         curves.append(Curve(_REFERENCE, [(rate, 100 * share) for rate, share in VLLM[load][targets]]))
-    return line_chart(curves, "requests/s per GPU", f"% of requests within {targets}")
+    return line_chart(curves, "requests/s per GPU", f"% of requests within {targets}", y_max=100.0)
 
 
 def _subtitle(results: Results, share: float) -> str:
@@ -68,7 +68,7 @@ def _subtitle(results: Results, share: float) -> str:
         assert isinstance(environment, dict)
         where = environment.get("gpu") or environment.get("cpu", "")
         said.append(f"{environment['time'][:16]} · {where} · commit {environment.get('commit', 'unknown')}")
-    return f"{100 * share:g} % of requests within TTFT / TPOT · " + "; ".join(said)
+    return f"requests/s per GPU at which {100 * share:g} % are within TTFT / TPOT · " + "; ".join(said)
 
 
 def _notes(results: Results) -> str:

@@ -27,6 +27,7 @@ h2 { margin: 36px 0 12px; font-size: 17px; }
   letter-spacing: -0.02em; } .tile span { color: var(--soft); font-size: 12.5px; }
 .tile small { font-size: 14px; font-weight: 400; color: var(--soft); margin-left: 3px; }
 .good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); }
+.tiles + .plots, .plots + .sheet { margin-top: 16px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 16px; }
 figure { margin: 0; padding: 14px 16px 10px; } svg { width: 100%; height: auto; display: block; }
 figcaption { font-weight: 600; margin-bottom: 6px; display: flex; flex-wrap: wrap; gap: 4px 16px;

@@ -188,6 +188,7 @@ def test_table_page_and_chart_show_points_and_warnings() -> None:
     for part in ("a &lt;title&gt;", "&lt;slow&gt; generator", "1.33", "a CPU"):
         assert part in page
     assert "http" not in page
+    assert "<polyline" in chart(results(point(met=0)), "talk", "0.5 s / 10 ms", beside_vllm=False)
     drawn = chart(found, "talk", "0.5 s / 10 ms", beside_vllm=True)
     assert drawn.count("<polyline") == 2
     assert (
