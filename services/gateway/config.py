@@ -110,7 +110,8 @@ class GatewayConfig:
         worker_wait_s: how long a request whose worker was lost waits for another one, seconds.
         max_retries: times in a row that a request is tried again without getting a token.
         local_prefill_tokens: a prompt with at most so many uncached tokens is computed by its decode worker
-            itself; 0: none. Co-located workers compute their own prompts of any length.
+            itself; 0: none, which is best on a CPU (docs/benchmarks.md has a formula for GPUs). Co-located
+            workers compute their own prompts of any length.
         expected_output_tokens: output tokens that routing and limits expect of a request that asks for more.
         drain_timeout_s: most seconds that running requests get to end after SIGTERM.
         log_level: "debug", "info", "warning" or "error".
