@@ -231,9 +231,10 @@ class Engine:
             self._inbox.popleft()()
         return True
 
-    def _publish(self, events: StepEvents, ended: Sequence[str]) -> None:
+    def _publish(self, events: StepEvents, ended: Sequence[str], ends: bool) -> None:
         scheduler = self._loop.scheduler
-        self._stats = scheduler.stats()
+        if ends:
+            self._stats = scheduler.stats()
         with self._wake:
             self._num_queued = scheduler.num_queued
             self._live.difference_update(ended)

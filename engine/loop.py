@@ -37,13 +37,14 @@ class EngineLoop:
         self,
         scheduler: Scheduler,
         runner: Runner,
-        publish: Callable[[StepEvents, Sequence[str]], None],
+        publish: Callable[[StepEvents, Sequence[str], bool], None],
         ahead: bool = False,
     ) -> None:
         """Connect the parts.
 
         Args:
-            publish: gets the events, and the ids of requests that hold nothing any more.
+            publish: gets the events, the ids of requests that hold nothing any more, and whether a step has
+                ended with that.
             ahead: launch a step before the one in front of it is committed.
         """
         self.scheduler = scheduler
@@ -62,7 +63,7 @@ class EngineLoop:
         """
         output = self.scheduler.schedule()
         # Grants and cached blocks are of use while the step runs, so they do not wait for its end.
-        self.publish(output.step)
+        self.publish(output.step, ends=output.is_empty)
         if not output.is_empty:
             self._launch(output)
         elif self._launched:
@@ -100,10 +101,10 @@ class EngineLoop:
         self.scheduler.abandon(output, _as_step_failure(output.step, error))
         self.publish(output.step)
 
-    def publish(self, step: int) -> None:
+    def publish(self, step: int, *, ends: bool = True) -> None:
         """Hand over what happened since the last time."""
         events = self.scheduler.take_events()
-        self._publish(StepEvents(step, tuple(events)), self.scheduler.take_ended())
+        self._publish(StepEvents(step, tuple(events)), self.scheduler.take_ended(), ends)
 
     def fail_all(self, error: EngineError) -> None:
         """End every request with an error and free everything, once the device has come to rest."""

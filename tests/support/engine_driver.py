@@ -81,7 +81,7 @@ class EngineDriver:
             for pool in pools:
                 self.runner.slots[group][pool._blank] = POISON
 
-    def _publish(self, events: StepEvents, ended: Sequence[str]) -> None:
+    def _publish(self, events: StepEvents, ended: Sequence[str], ends: bool) -> None:
         for event in events.events:
             request_id = event.request_id
             assert request_id not in self.ended, f"{request_id}: an event after its end"

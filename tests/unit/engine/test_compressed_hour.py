@@ -107,7 +107,7 @@ class Hour:
         self.num_cancelled = 0
         self.num_tokens = 0
 
-    def publish(self, events: StepEvents, ended: Sequence[str]) -> None:
+    def publish(self, events: StepEvents, ended: Sequence[str], ends: bool) -> None:
         for event in events.events:
             request = self.live[event.request_id]
             match event:
