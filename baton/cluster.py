@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import socket
 import ssl
 import tempfile
 import threading
@@ -24,12 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from baton import models
+from baton import models, vaults
 from baton.connection import OPEN, Credentials
 from baton.errors import ClusterError, RequestError
+from baton.ports import LOOPBACK, free_ports, free_range
 from baton.process import Role, ServiceProcess, child_environ
 
-LOOPBACK = "127.0.0.1"
 POLL_S = 0.02
 KILL_AFTER_S = 5.0
 
@@ -48,9 +47,11 @@ class LocalCluster:
         tokenizer: directory with tokenizer.json; empty: beside the model.
         host: where the gateway listens; workers listen on loopback.
         grpc_port, http_port: of the gateway; 0: a free one.
-        gateway_args, prefill_args, decode_args, both_args: more flags for each service of that kind.
+        gateway_args, prefill_args, decode_args, both_args, vault_args: more flags for each of that kind.
         gpus: numbers of the GPUs that workers get by turns, in the order in which they are started; empty:
             none is named to them.
+        backend: of workers and vaults; empty: what their flags say, with a vault cpu.
+        vault_bytes: KV pool of the vault that the workers of each GPU share; 0: there is none.
         gateway_processes: processes that share the gateway's ports.
         certs: folder made by `baton certs`: TLS, mutual TLS and CURVE; None: everything is open.
         keys_file: file of API keys that the gateway asks for; None: it asks for none.
@@ -79,7 +80,10 @@ class LocalCluster:
         prefill_args: Sequence[str] = (),
         decode_args: Sequence[str] = (),
         both_args: Sequence[str] = (),
+        vault_args: Sequence[str] = (),
         gpus: Sequence[int] = (),
+        backend: str = "",
+        vault_bytes: int = 0,
         gateway_processes: int = 1,
         certs: Path | None = None,
         keys_file: Path | None = None,
@@ -101,15 +105,22 @@ class LocalCluster:
             "prefill": prefill_args,
             "decode": decode_args,
             "both": both_args,
+            "vault": vault_args,
         }
         self._gpus = itertools.cycle(gpus)
+        # Left to themselves, workers and vault would not choose the same.
+        backend = backend or ("cpu" if vault_bytes else "")
+        self._backend = ["--backend", backend] if backend else []
+        roles = [role for role, count in self._counts.items() for _ in range(count)]
+        self._vaults = vaults.plan(vault_bytes, self.run_dir, roles, gpus) if vault_bytes else {}
+        self._vault_processes: list[ServiceProcess] = []
         self._host = host
-        self._ports = _free_ports(grpc_port, http_port)
+        self._ports = free_ports(grpc_port, http_port)
         self._processes = gateway_processes
         self._certs = certs
         self._keys_file = keys_file
         has_registry = own_registry or certs is not None or keys_file is not None or gateway_processes > 1
-        self._registry_port = _free_range(gateway_processes) if has_registry else 0
+        self._registry_port = free_range(gateway_processes) if has_registry else 0
         self._environ = child_environ(environ or {})
         self._start_timeout_s = start_timeout_s
         self._on_progress = on_progress or (lambda _name, _state: None)
@@ -153,6 +164,7 @@ class LocalCluster:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         try:
             self._gateway = self._spawn("gateway", "gateway", self._gateway_flags())
+            self._start_vaults()
             for role, count in self._counts.items():
                 for _ in range(count):
                     self._spawn_worker(role)
@@ -165,6 +177,7 @@ class LocalCluster:
         """Let the gateway finish its requests for `grace_s` seconds, then stop everything. Idempotent."""
         with self._lock:
             running = [process for process in (self._gateway, *self.workers) if process is not None]
+            running += self._vault_processes
             if self._gateway is not None:
                 self._gateway.terminate()
                 self._gateway.wait(grace_s)
@@ -175,6 +188,7 @@ class LocalCluster:
                 if not process.wait(max(0.0, deadline - time.monotonic())):
                     process.kill()
             self.workers.clear()
+            self._vault_processes.clear()
             self._gateway = None
 
     def add_worker(self, role: WorkerRole, args: Sequence[str] = ()) -> ServiceProcess:
@@ -227,7 +241,7 @@ class LocalCluster:
 
     def new_deaths(self) -> list[ServiceProcess]:
         """Return the processes that have ended by themselves since the last call."""
-        processes = [process for process in (self._gateway, *self.workers) if process is not None]
+        processes = [p for p in (self._gateway, *self._vault_processes, *self.workers) if p is not None]
         dead = [p for p in processes if p.exit_status is not None and p.pid not in self._reported]
         self._reported.update(process.pid for process in dead)
         return dead
@@ -279,11 +293,21 @@ class LocalCluster:
         gateways = ",".join(self._registry_addresses)
         flags = ["--gateway", gateways, "--worker-id", name, "--host", LOOPBACK, "--port", "0"]
         flags += self._peer_flags("worker")
+        flags += self._backend
         if (gpu := next(self._gpus, None)) is not None:
             flags += ["--gpu", str(gpu)]
+        if self._vaults:
+            flags += self._vaults[gpu].worker_flags(role)
         worker = self._spawn(name, role, [*flags, *self._model_flags(self._model), *self._args[role], *args])
         self.workers.append(worker)
         return worker
+
+    def _start_vaults(self) -> None:
+        """Start the vaults, and wait: workers attach at once."""
+        for vault in self._vaults.values():
+            flags = [*vault.flags(), *self._backend, *self._model_flags(self._model), *self._args["vault"]]
+            self._vault_processes.append(self._spawn(vault.name, "vault", flags))
+        self._wait_serving(self._vault_processes, time.monotonic() + self._start_timeout_s)
 
     def _next_name(self, role: WorkerRole) -> str:
         name = f"{role}-{self._numbers[role]}"
@@ -296,13 +320,16 @@ class LocalCluster:
 
     def _wait_ready(self, processes: Sequence[ServiceProcess]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
+        self._wait_serving(processes, deadline)
+        self._wait_listed(processes, deadline)
+
+    def _wait_serving(self, processes: Sequence[ServiceProcess], deadline: float) -> None:
         pending = list(processes)
         while pending:
             for process in [process for process in pending if process.poll_ready()]:
                 pending.remove(process)
                 self._on_progress(process.name, "serving")
             self._check_deadline(deadline, pending)
-        self._wait_listed(processes, deadline)
 
     def _wait_listed(self, processes: Sequence[ServiceProcess], deadline: float) -> None:
         from baton.client import Client
@@ -344,31 +371,3 @@ class LocalCluster:
                 + (waiting[0].obituary() if waiting else "")
             )
         time.sleep(POLL_S)
-
-
-def _free_ports(*wanted: int) -> tuple[int, ...]:
-    """Return the ports, each 0 replaced by one that is free now."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for port in wanted:
-            if port == 0:
-                probe = stack.enter_context(socket.socket())
-                probe.bind((LOOPBACK, 0))
-                port = probe.getsockname()[1]
-            ports.append(port)
-        return tuple(ports)
-
-
-def _free_range(count: int) -> int:
-    """Return the first of `count` consecutive ports that are free now."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            first = 0
-            try:
-                for index in range(count):
-                    probe = stack.enter_context(socket.socket())
-                    probe.bind((LOOPBACK, first and first + index))
-                    first = first or probe.getsockname()[1]
-            except (OSError, OverflowError):
-                continue
-            return first

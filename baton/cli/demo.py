@@ -9,7 +9,7 @@ from baton.cli.generate import print_stream
 from baton.cli.options import Options
 from baton.cli.up import add_cluster_flags, start_cluster
 from baton.client import Client
-from baton.cluster import LOOPBACK
+from baton.ports import LOOPBACK
 
 QUESTION = "What is the capital of France?"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 
 from baton import runs
@@ -115,3 +116,11 @@ def port(text: str) -> int:
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {number}")
     return number
+
+
+def num_bytes(text: str) -> int:
+    """Convert a size: a number, and perhaps K, M, G or T of 1024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)", text.strip().lower())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a size such as 536870912 or 512M, got {text!r}")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))

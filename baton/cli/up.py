@@ -14,10 +14,11 @@ from pathlib import Path
 from types import FrameType
 
 from baton import models, runs
-from baton.cli.options import Options, at_least, port
+from baton.cli.options import Options, at_least, num_bytes, port
 from baton.cli.progress import StartDisplay
-from baton.cluster import LOOPBACK, LocalCluster
+from baton.cluster import LocalCluster
 from baton.errors import ClusterError
+from baton.ports import LOOPBACK
 from baton.process import ServiceProcess
 
 GRPC_PORT = 50050
@@ -58,7 +59,15 @@ def add_cluster_flags(options: Options) -> None:
     options.value("--model-name", "", "name to serve it under (default: the last part of --model)")
     options.value("--tokenizer", "", "directory with tokenizer.json (default: --model's)", metavar="DIR")
     options.value("--gpus", "", "numbers of the GPUs that workers get by turns, as in 0,1", _numbers)
-    for kind in ("gateway", "prefill", "decode", "both"):
+    options.value("--backend", "", "cpu or cuda, of all workers (default cpu)", metavar="NAME")
+    options.value(
+        "--vault",
+        "0",
+        "let the workers of each GPU share weights and a KV pool of so many bytes, as in 60G",
+        num_bytes,
+        "BYTES",
+    )
+    for kind in ("gateway", "prefill", "decode", "both", "vault"):
         options.value(f"--{kind}-args", "", f"more flags for `baton serve {kind}`, in quotes", shlex.split)
 
 
@@ -105,6 +114,8 @@ def start_cluster(
             grpc_port=grpc_port,
             http_port=http_port,
             gpus=args.gpus,
+            backend=args.backend,
+            vault_bytes=args.vault,
             gateway_processes=getattr(args, "gateway_processes", 1),
             certs=_path(getattr(args, "certs", "")),
             keys_file=_path(getattr(args, "keys_file", "")),
@@ -112,6 +123,7 @@ def start_cluster(
             prefill_args=args.prefill_args,
             decode_args=args.decode_args,
             both_args=args.both_args,
+            vault_args=args.vault_args,
             run_dir=run.dir,
             on_progress=display.update,
         )
@@ -144,6 +156,8 @@ def _watch(cluster: LocalCluster, restart: bool) -> int:
             print(dead.obituary(), file=sys.stderr, flush=True)
             if dead.role == "gateway":
                 raise ClusterError("the gateway is gone: stopping")
+            if dead.role == "vault":
+                raise ClusterError("the vault is gone, and with it the workers' memory: stopping")
             if restart:
                 _restart(cluster, dead)
         time.sleep(WATCH_S)

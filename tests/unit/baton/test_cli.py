@@ -12,7 +12,7 @@ import pytest
 from baton import runs
 from baton.cli.figures import Stopwatch, size, summary
 from baton.cli.main import COMMANDS, main
-from baton.cli.options import Options, at_least, gateway_address, port
+from baton.cli.options import Options, at_least, gateway_address, num_bytes, port
 from baton.client import DEFAULT_ADDRESS
 from baton.cluster import LocalCluster
 from baton.errors import ClusterError
@@ -194,3 +194,14 @@ def test_workers_get_the_gpus_by_turns(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(ClusterError, match="enough"):
         LocalCluster(str(tmp_path), 2, 1, 1, gpus=(0, 1), run_dir=tmp_path).start()
     assert started == {"gateway": "", "prefill-0": "0", "prefill-1": "1", "decode-0": "0", "both-0": "1"}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("4096", 4096), ("1.5K", 1536), ("60G", 60 << 30)])
+def test_num_bytes(text: str, expected: int) -> None:
+    assert num_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "60X", "G"])
+def test_num_bytes_refuses(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a size"):
+        num_bytes(text)
