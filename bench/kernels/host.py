@@ -41,7 +41,8 @@ class HostKernel:
 
     max_dynamic_shared_size_bytes = 0
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.kernel = self
         self.ptr = 1
 
@@ -54,11 +55,11 @@ class HostModule:
 
     def get_function(self, name: str) -> HostKernel:
         """A kernel, whatever its name."""
-        return HostKernel()
+        return HostKernel(name)
 
 
 def cases() -> dict[str, Callable[[], object]]:
-    """One launch each of what a layer of a step runs."""
+    """One launch each of what a layer of a step runs, then of what a step runs once."""
 
     def empty(*size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.zeros(size, dtype=dtype)
@@ -85,6 +86,8 @@ def cases() -> dict[str, Callable[[], object]]:
         "attention_decode": lambda: decode(q, 1, tables, out),
         "gated_activation": lambda: gated_activation(gate_up, Activation.SILU),
         "linear_rows": lambda: linear_rows(x, weight, None),
+        "attention_decode_plan": lambda: decode.plan(ints[0][:TOKENS]),
+        "attention_prefill_plan": lambda: prefill.plan(ints[0], ints[1][:TOKENS], TOKENS),
         "embedding": lambda: embedding(ints[0], table),
         "torch.empty, once": lambda: torch.empty(TOKENS, HIDDEN, dtype=torch.bfloat16),
     }
@@ -102,9 +105,9 @@ def microseconds(call: Callable[[], object]) -> float:
 
 
 @contextlib.contextmanager
-def no_device(packed_launches: bool) -> Iterator[None]:
-    """An H100 as far as the wrappers can tell, on which nothing happens."""
-    facts = TYPICAL_DEVICES["sm_90a"]
+def no_device(packed_launches: bool, arch: str = "sm_90a") -> Iterator[None]:
+    """An H100, or the device of another arch, as far as the wrappers can tell, on which nothing happens."""
+    facts = TYPICAL_DEVICES[arch]
     nothing = ctypes.CDLL(None).getppid  # costs a system call, as the driver might
 
     def zero(*_: object) -> int:
@@ -139,9 +142,9 @@ def main() -> None:
             for call in made.values():
                 call()
             columns.append({name: microseconds(call) for name, call in made.items()})
-    print(f"{'us a call':20} {'as now':>8} {'packed':>8}")
+    print(f"{'us a call':22} {'as now':>8} {'packed':>8}")
     for name in columns[0]:
-        print(f"{name:20} " + " ".join(f"{column[name]:8.1f}" for column in columns))
+        print(f"{name:22} " + " ".join(f"{column[name]:8.1f}" for column in columns))
 
 
 if __name__ == "__main__":
