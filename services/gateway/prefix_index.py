@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from baton.v1.registry_pb2 import BlockEvents
 from kvhash.chain import HASH_BYTES, HashChain
 
-# At about 250 bytes a block, 65 MB a worker; a worker that has more is known in part.
+# At about 100 bytes a block, 26 MB a worker; a worker that has more is known in part.
 MAX_KNOWN_BLOCKS = 1 << 18
 # Hashing a block takes a microsecond or two of the event loop; what follows is not looked at.
 MAX_PROMPT_BLOCKS = 2048
