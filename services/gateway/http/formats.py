@@ -13,7 +13,7 @@ from baton.v1.inference_pb2 import Usage
 from baton.v1.sampling_pb2 import TokenLogprob, TokenLogprobs
 from services.common.ids import new_id
 from services.gateway.http.logprobs import clamp, show_token
-from services.gateway.http.values import Json, dump_line, quote_line
+from services.gateway.http.values import Json, dump_line
 from services.gateway.text.detokenizer import Detokenizer
 from services.gateway.text.message import MessagePart
 from services.gateway.text.tokenizer import Tokenizer
@@ -74,8 +74,6 @@ class Head:
             "model": model,
         }
         self._chunk_head = json.dumps({**self._common, "object": format.chunk_object})[:-1]
-        self._before_text, self._after_text = format.text_frame
-        self._before_index = f'data: {self._chunk_head}, "choices": [{{"index": '
 
     def whole(self, choices: Sequence[Choice], usage: dict[str, Json]) -> bytes:
         """Return a complete answer."""
@@ -87,10 +85,11 @@ class Head:
         }
         return json.dumps(answer, ensure_ascii=False).encode()
 
-    def text_event(self, index: int, text: str, tail: str = "") -> bytes:
-        """Return what `event` would of a choice that is text and nothing else; most events are."""
-        before = f"{self._before_index}{index}, {self._before_text}"
-        return f"{before}{quote_line(text)}{self._after_text}}}]{tail}}}\n\n".encode()
+    def text_frame(self, index: int, tail: str = "") -> tuple[str, str]:
+        """Return what `event` has before and after the text of a choice that has nothing else."""
+        before, after = self._format.text_frame
+        head = f'data: {self._chunk_head}, "choices": [{{"index": {index}, {before}'
+        return head, f"{after}}}]{tail}}}\n\n"
 
     def event(self, choices: Sequence[dict[str, Json]], tail: str = "") -> bytes:
         """Return one server-sent event; `tail` is further JSON members, each after a comma."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from baton.v1.inference_pb2 import Delta, Finished, Started
 from services.gateway.http.exchange import JSON, Exchange
 from services.gateway.http.formats import Choice, Format, Head, show_usage
+from services.gateway.http.outlets import EventOutlet, TextOutlet
 from services.gateway.http.protocol import Chunks
 from services.gateway.http.reader import Reader
 from services.gateway.http.schema import StreamOptions
@@ -66,8 +67,7 @@ class Answers:
         with_usage = bool(options and options.include_usage)
         self._every_usage = bool(with_usage and options and options.continuous_usage_stats)
         self._tail = ', "usage": null' if with_usage else ""
-        outlet = _Direct(exchange.chunks, self._show_token) if exchange.chunks is not None else None
-        async with aclosing(merge(self._sessions, outlet)) as events:
+        async with aclosing(merge(self._sessions, self._outlet(exchange.chunks))) as events:
             async for index, event in events:
                 if isinstance(event, Started):
                     continue  # an error may still become a status: the first token begins the answer
@@ -81,11 +81,8 @@ class Answers:
 
     def _show(self, index: int, event: Delta | Finished) -> bytes:
         """Return the server-sent events that an event of a session becomes; may be none."""
-        reader = self._readers[index]
-        if isinstance(event, Delta) and not event.logprobs and self._is_plain(index):
-            return self._show_text(index, event.text, len(event.token_ids))
         choice = Choice(index)
-        reader.take(choice, event)
+        self._readers[index].take(choice, event)
         if self._every_usage:
             self._tail = self._usage_tail()
         opening = self._format.opening(choice) if index not in self._opened else None
@@ -95,20 +92,13 @@ class Answers:
             parts.append(self._head.event([self._format.chunk(choice)], self._tail))
         return b"".join(parts)
 
-    def _show_token(self, text: str, token_id: int) -> bytes:
-        """Do as `_show` with one token of an only session."""
-        if self._is_plain(0):
-            return self._show_text(0, text, 1)
-        return self._show(0, Delta(text=text, token_ids=[token_id]))
-
-    def _is_plain(self, index: int) -> bool:
-        return index in self._opened and self._readers[index].is_plain
-
-    def _show_text(self, index: int, text: str, num_tokens: int) -> bytes:
-        self._readers[index].num_tokens += num_tokens
-        if self._every_usage:
-            self._tail = self._usage_tail()
-        return self._head.text_event(index, text, self._tail) if text else b""
+    def _outlet(self, chunks: Chunks | None) -> Outlet | None:
+        """Return where the tokens of an only session go, from its second on: past `_show`, or through it."""
+        if chunks is None:
+            return None
+        if self._readers[0].is_plain and not self._every_usage:
+            return TextOutlet(chunks, *self._head.text_frame(0, self._tail))
+        return EventOutlet(chunks, lambda text, token: self._show(0, Delta(text=text, token_ids=[token])))
 
     def _best(self, choices: list[Choice], num_choices: int) -> list[Choice]:
         """Keep the samples of each prompt with the highest mean log-probability a token, best first."""
@@ -132,23 +122,6 @@ class Answers:
 
     def _usage_tail(self) -> str:
         return f', "usage": {json.dumps(self._usage())}'
-
-
-class _Direct:
-    """The way of an only session's tokens to the client that wakes nobody (an Outlet)."""
-
-    def __init__(self, chunks: Chunks, show: Callable[[str, int], bytes]) -> None:
-        self._chunks = chunks
-        self._show = show
-
-    @property
-    def is_free(self) -> bool:
-        return self._chunks.is_free
-
-    def put(self, text: str, token_id: int) -> None:
-        shown = self._show(text, token_id)
-        if shown:
-            self._chunks.write(shown)
 
 
 async def merge(

@@ -31,6 +31,7 @@ class Answer:
         self._max_tokens = request.sampling.max_tokens
         self._detokenizer = Detokenizer(tokenizer, request.shown_tokens)
         self._stop = StopStrings(request.stop)
+        self._has_stops = bool(request.stop)
         self.token_ids: list[int] = []
         self.finish_reason = FinishReason.FINISH_REASON_UNSPECIFIED
 
@@ -60,10 +61,12 @@ class Answer:
         """Append a token; return the text that it adds."""
         token_ids = self.token_ids
         token_ids.append(token_id)
-        text = "" if reason == _STOP else self._show(self._detokenizer.push(token_id))
+        text = "" if reason == _STOP else self._detokenizer.push(token_id)
+        if self._has_stops:
+            text = self._show(text)
         if not reason and len(token_ids) >= self._max_tokens:
             reason = _LENGTH
-        if reason or self._stop.matched:
+        if reason or (self._has_stops and self._stop.matched):
             text += self._end(reason)
         return text
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from services.gateway.http.formats import Head
 from services.gateway.http.protocol import BoundedProtocol, Chunks
 from tests.integration.gateway.conftest import MakeSetup, Setup
 from tests.support.byte_tokenizer import ids_of, text_of
@@ -134,14 +133,14 @@ async def test_one_that_fails_there_fails_alone(
     make_setup: MakeSetup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     setup = await make_setup()
-    show = Head.text_event
+    write = Chunks.write
 
-    def break_down(self: Head, index: int, text: str, tail: str = "") -> bytes:
-        if tail:
+    def break_down(self: Chunks, body: bytes) -> None:
+        if b'"usage"' in body:
             raise RuntimeError("a defect")
-        return show(self, index, text, tail)
+        write(self, body)
 
-    monkeypatch.setattr(Head, "text_event", break_down)
+    monkeypatch.setattr(Chunks, "write", break_down)
 
     async def collect(**fields: object) -> list[dict[str, Any]]:
         return [event async for event in stream(setup, 150, **fields)]
