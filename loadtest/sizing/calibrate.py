@@ -27,7 +27,7 @@ from loadtest.sizing.profile import Profile
 BATCHES = (1, 4, 12)
 _PROMPTS = 40
 _PROMPTS_TOGETHER = 24
-_STREAM_TOKENS = 48
+_STREAM_TOKENS = 96
 _ROUND_TRIPS = 20
 _SETTLE_S = 0.3
 _START_S = 30.0
@@ -128,7 +128,8 @@ class Calibration:
                 async with self._background(
                     concurrency=1, input=f"fixed:{self._most_input}", output="fixed:1"
                 ):
-                    rows, mean, seconds = await self._streams(batch, context, ", prefill at work")
+                    # Longer than alone: the other one's prompts come and go.
+                    rows, mean, seconds = await self._streams(batch, context, 2, ", prefill at work")
                 wanted = alone.decode_step_s + rows * (alone.decode_row_s + mean * alone.decode_context_s)
                 decode.append(seconds / wanted)
         return replace(
@@ -175,10 +176,16 @@ class Calibration:
         )
         return _done((await run(scenario)).records)[2:]  # the first ones pay for warming up
 
-    async def _streams(self, batch: int, context: int, beside: str = "") -> tuple[float, float, float]:
-        """Run streams side by side; returns rows, mean context, and seconds of a step while all ran."""
+    async def _streams(
+        self, batch: int, context: int, length: int = 1, beside: str = ""
+    ) -> tuple[float, float, float]:
+        """Run streams side by side, `length` times as long as usual.
+
+        Returns:
+            Rows, their mean context, and seconds of a step while all ran.
+        """
         self._say(f"{batch} streams of {context} tokens{beside}")
-        for tokens in (_STREAM_TOKENS, 4 * _STREAM_TOKENS):
+        for tokens in (length * _STREAM_TOKENS, 4 * length * _STREAM_TOKENS):
             scenario = self._scenario(
                 concurrency=batch,
                 requests=batch,
