@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadtest.measures import Targets
-from loadtest.sizing.load import denser, mean_rate
+from loadtest.sizing.load import denser, lengthen, mean_rate
 from loadtest.sizing.profile import Profile
 from loadtest.sizing.simulation import Simulated, simulate
 from loadtest.traces import TraceRow
@@ -14,6 +15,8 @@ from loadtest.traces import TraceRow
 _ALL_SPLITS = 9  # workers up to which every split is tried
 _AROUND = (0.6, 0.75, 0.88, 1.0, 1.14, 1.33, 1.65)
 _PRECISION = 0.02
+_MOST_ROWS = 4000
+_TARGETS_LONG = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,11 @@ def judge(
     attainment = at_load.attainment(targets)
 
     def holds(factor: float) -> bool:
-        return simulate(denser(rows, factor), profile, prefill, decode).attainment(targets) >= share
+        # As long as the trace and as many first tokens may take, or many requests: what is over soon, holds.
+        needed = factor * max(1.0, _TARGETS_LONG * targets.ttft_s * mean_rate(rows) / len(rows))
+        copies = max(1, min(math.ceil(needed), _MOST_ROWS // len(rows)))
+        load = denser(lengthen(rows, copies), factor)
+        return simulate(load, profile, prefill, decode).attainment(targets) >= share
 
     low, high = (1.0, 2.0) if attainment >= share else (0.0, 1.0)
     while low and holds(high) and high < 1e6:

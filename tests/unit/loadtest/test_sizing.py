@@ -13,9 +13,9 @@ import pytest
 from loadtest.errors import UsageError
 from loadtest.measures import Targets
 from loadtest.sizing.fit import fit_costs
-from loadtest.sizing.load import denser, mean_rate, superpose
+from loadtest.sizing.load import denser, lengthen, mean_rate, superpose
 from loadtest.sizing.profile import Profile
-from loadtest.sizing.recommend import candidates, recommend
+from loadtest.sizing.recommend import candidates, judge, recommend
 from loadtest.sizing.simulation import simulate
 from loadtest.traces import TraceRow
 
@@ -171,6 +171,22 @@ def test_the_recommended_split_beats_its_neighbours() -> None:
         denser(rows, 1.2 * splits[0].max_rate / mean_rate(rows)), PROFILE, splits[0].prefill, splits[0].decode
     )
     assert over.attainment(targets) < 0.9
+
+
+def test_no_rate_is_recommended_that_the_workers_cannot_keep_up() -> None:
+    """Forty requests sent at once would all be answered within these targets, whatever their rate."""
+    rows = poisson(5.0, 40)
+    split = judge(rows, PROFILE, Targets(5.0, 1.0), 2, 2, 0.9)
+    capacity = 2 / np.mean([PROFILE.prompt_s(row.input_tokens) for row in rows])
+    assert 0.7 * capacity < split.max_rate < 1.1 * capacity
+
+
+def test_a_trace_that_is_repeated_keeps_its_rate_and_shares_nothing() -> None:
+    rows = [TraceRow(2.0, 100, 1, (0, 1), 64), TraceRow(4.0, 100, 1, (0, 2), 64)]
+    twice = lengthen(rows, 2)
+    assert [row.at_s for row in twice] == [2.0, 4.0, 6.0, 8.0]
+    assert mean_rate(twice) == mean_rate(rows)
+    assert {*twice[2].hash_ids, *twice[3].hash_ids} == {3, 4, 5}
 
 
 def test_many_workers_are_tried_around_the_ratio_of_work() -> None:
