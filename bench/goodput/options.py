@@ -39,7 +39,13 @@ def parser(text: str) -> argparse.ArgumentParser:
         help="clusters: 1p1d is 1 prefill + 1 decode, 2b two co-located workers (default: both)",
     )  # fmt: skip
     for name in ("gateway", "worker", "prefill", "decode", "both"):
-        add(f"--{name}-args", type=shlex.split, default=[], metavar="FLAGS", help="more flags, in quotes")
+        add(
+            f"--{name}-args",
+            type=shlex.split,
+            default=[],
+            metavar="FLAGS",
+            help=f"more flags: --{name}-args='--x 1'",
+        )
     add("--gateway-processes", type=int, default=0, help="(default: one for 16 cores)")
 
     add = made.add_argument_group("what is sent").add_argument
