@@ -98,20 +98,6 @@ def test_a_replayed_graph_gives_the_same_bits(directory: Path, rows: int) -> Non
         assert torch.equal(runner.logits(rows), wanted)
 
 
-def test_a_row_whose_logits_are_not_finite_costs_itself_alone(directory: Path) -> None:
-    runner = Runner(directory)
-    good, bad = runner.request(random_tokens(20)), runner.request(random_tokens(20))
-    for request, token in zip((good, bad), runner.step(prompt_row(good), prompt_row(bad)), strict=True):
-        request.token_ids.append(token)
-    (expected,) = runner.step(decode_row(good))
-    runner.pool.blocks[bad.block_ids[0][:2]] = float("nan")
-    for step in range(100, 103):  # as it is, captured, replayed
-        output = SchedulerOutput(step, (decode_row(good), decode_row(bad)))
-        sampled = runner.runner.launch(output).wait().sampled
-        assert sampled[good.request_id] == SampledToken(expected)
-        assert isinstance(sampled[bad.request_id], SamplingError)
-
-
 def test_graphs_follow_what_changes(directory: Path) -> None:
     """Other requests, other blocks, other lengths, fewer rows: a graph of the same size must not care."""
     with_graphs, without = Runner(directory), Runner(directory, graphs=False)
