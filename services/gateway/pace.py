@@ -8,8 +8,11 @@ from collections.abc import Callable
 _KEPT_EXITS = 32
 _MIN_EXITS = 4
 _WEIGHT = 0.1
-# Gaps come by the hundred a second under load: the mean is that of the last 50 or so.
+# Gaps come by the hundred a second under load: the mean is that of the last 50 or so, once there are some.
+_MIN_GAPS = 16
 _GAP_WEIGHT = 0.02
+# A pause is counted as at most so many times the mean: many are needed to say that tokens come slower now.
+_MAX_GROWTH = 4.0
 
 
 class Pace:
@@ -27,7 +30,8 @@ class Pace:
         self._service_s: float | None = None
         self._output_tokens: float | None = None
         self._streams = 0
-        self._gap_s: float | None = None
+        self._gaps = 0
+        self._gap_s = 0.0
 
     def on_queue_begins(self) -> None:
         """A request waits and none did before: earlier gaps between exits were no queue's."""
@@ -43,13 +47,16 @@ class Pace:
 
     def on_gap(self, gap_s: float) -> None:
         """A request has one more token, so many seconds after the one before."""
-        self._gap_s = gap_s if self._gap_s is None else self._gap_s + _GAP_WEIGHT * (gap_s - self._gap_s)
+        self._gaps += 1
+        if self._gaps > _MIN_GAPS and self._gap_s:
+            gap_s = min(gap_s, _MAX_GROWTH * self._gap_s)
+        self._gap_s += max(1 / self._gaps, _GAP_WEIGHT) * (gap_s - self._gap_s)
 
     def on_stream_ends(self) -> None:
         """A request that had a first token has ended."""
         self._streams -= 1
         if not self._streams:  # what was seen in a crowd says nothing of an empty machine
-            self._gap_s = None
+            self._gaps = 0
 
     def on_end(self, service_s: float, output_tokens: int) -> None:
         """A request that ran has ended."""
@@ -64,9 +71,9 @@ class Pace:
     def stream_s(self, max_tokens: int) -> float:
         """Return how long an answer takes from its first token on, with those that are written now, seconds.
 
-        0: nothing is being written.
+        0: nothing is being written, or not for long enough to tell.
         """
-        if self._gap_s is None:
+        if self._gaps < _MIN_GAPS:
             return 0.0
         return self._gap_s * min(max_tokens, self._output_tokens or max_tokens)
 

@@ -26,7 +26,6 @@ from baton.v1.inference_pb2 import Delta, Finished, Handoff, Started, Timing, Us
 from baton.v1.sampling_pb2 import TokenLogprobs
 from services.common.errors import BatonError
 from services.common.logs import log
-from services.gateway.admission import Ticket
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.model import ServedModel
 from services.gateway.request import Request
@@ -36,6 +35,7 @@ from services.gateway.session.cluster import Cluster
 from services.gateway.session.events import AttemptEvent, Token
 from services.gateway.session.recovery import AttemptFailedError, Recovery
 from services.gateway.session.trace import RequestTrace
+from services.gateway.ticket import Ticket
 
 Event = Started | Delta | Finished
 

@@ -8,8 +8,9 @@ import pytest
 from services.common.errors import BatonError, ErrorReason
 from services.common.keys import Limits
 from services.gateway.access import ANYBODY, Caller
-from services.gateway.admission import Admission, Ticket
+from services.gateway.admission import Admission
 from services.gateway.config import LimitsConfig
+from services.gateway.ticket import Ticket
 
 
 @dataclass
@@ -220,7 +221,7 @@ def stream(bench: Bench, admission: Admission, gap_s: float) -> Ticket:
     """Let a request get tokens, so long apart."""
     (ticket,) = admit(admission)
     ticket.run()
-    for _ in range(10):
+    for _ in range(30):
         bench.clock.now += gap_s
         ticket.tokens(1, bench.clock.now)
     return ticket
@@ -244,6 +245,16 @@ def test_a_deadline_counts_without_a_queue_too(bench: Bench) -> None:
     admit(admission, Demand(deadline=bench.clock.now + 13, max_tokens=16))
     ticket.release(10)  # the last that had tokens: how far apart they came says nothing any more
     admit(admission, Demand(deadline=bench.clock.now + 11, max_tokens=16))
+
+
+def test_one_long_gap_and_a_slow_hand_off_say_little(bench: Bench) -> None:
+    admission = bench.admission()
+    (ticket,) = admit(admission)
+    ticket.run()
+    for gap_s in (0.0, 3.0, *[0.1] * 20, 3.0, *[0.1] * 20):
+        bench.clock.now += gap_s
+        ticket.tokens(1, bench.clock.now)
+        admit(admission, Demand(deadline=bench.clock.now + 3, max_tokens=16))
 
 
 def test_answers_are_expected_to_become_as_long_as_they_do(bench: Bench) -> None:
