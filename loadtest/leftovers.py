@@ -47,6 +47,21 @@ async def watch_workers(address: str, start_at: float, samples: list[WorkerSampl
             samples.extend(_sample(at_s, status) for status in listed.workers)
 
 
+async def served_by(address: str) -> dict[str, str]:
+    """Return worker id -> what a reader of a result needs to know of it.
+
+    Raises:
+        RequestError: the gateway does not answer.
+    """
+    async with AsyncClient(address) as client:
+        infos = [status.info for status in (await client.workers()).workers]
+    return {
+        info.worker_id: f"{_role(info)}, {info.model} on {info.device}, {info.num_blocks} blocks of "
+        f"{info.block_size} tokens, steps of {info.max_step_tokens}"
+        for info in sorted(infos, key=lambda info: info.worker_id)
+    }
+
+
 async def blocks_held(address: str, settle_s: float = _SETTLE_S) -> dict[str, int]:
     """Return the KV blocks that each worker still holds, once nothing is under way.
 
@@ -71,13 +86,16 @@ async def blocks_held(address: str, settle_s: float = _SETTLE_S) -> dict[str, in
 
 def _sample(at_s: float, status: registry_pb2.WorkerStatus) -> WorkerSample:
     load = status.load
-    role = registry_pb2.WorkerRole.Name(status.info.role).removeprefix("WORKER_ROLE_").lower()
     return WorkerSample(
         at_s=at_s,
         worker=status.info.worker_id,
-        role=role,
+        role=_role(status.info),
         kv_share=load.used_blocks / max(status.info.num_blocks, 1),
         running=load.running,
         waiting=load.waiting,
         tokens_per_s=load.tokens_per_s,
     )
+
+
+def _role(info: registry_pb2.WorkerInfo) -> str:
+    return registry_pb2.WorkerRole.Name(info.role).removeprefix("WORKER_ROLE_").lower()

@@ -30,6 +30,7 @@ class Result:
         name: what to call it in reports.
         wall_s: how long it took.
         environment: of the generator.
+        workers: worker -> what it is; empty: nobody was asked.
         warnings: what the reader must know before believing the figures.
         blocks_held: worker -> KV blocks in use after the run; None: nobody was asked.
     """
@@ -40,6 +41,7 @@ class Result:
     started_unix_s: float
     wall_s: float
     environment: dict[str, str]
+    workers: dict[str, str] = field(default_factory=dict)
     healths: list[Health] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     verification: Verification | None = None

@@ -12,7 +12,7 @@ from baton.errors import RequestError
 from loadtest.environment import environment
 from loadtest.errors import LoadTestError, UsageError
 from loadtest.health import warnings
-from loadtest.leftovers import blocks_held
+from loadtest.leftovers import blocks_held, served_by
 from loadtest.measures import measure
 from loadtest.options import add_judgement_flags, add_scenario_flags, registry_of, scenario_of, targets_of
 from loadtest.progress import LiveProgress, show
@@ -81,10 +81,12 @@ def run(args: argparse.Namespace) -> int:
 async def _judge(args: argparse.Namespace, scenario: Scenario, done: Run) -> Result:
     registry = registry_of(args)
     held: dict[str, int] | None = None
+    workers: dict[str, str] = {}
     verification: Verification | None = None
     notes = warnings(done.healths)
     try:
-        held = await blocks_held(registry) if registry else None
+        if registry:
+            held, workers = await blocks_held(registry), await served_by(registry)
         if args.verify:
             verification = await verify(
                 scenario, done.records, most_prompts=args.verify, salt=args.verify_salt
@@ -105,6 +107,7 @@ async def _judge(args: argparse.Namespace, scenario: Scenario, done: Run) -> Res
         started_unix_s=done.started_unix_s,
         wall_s=done.wall_s,
         environment=environment(),
+        workers=workers,
         healths=done.healths,
         warnings=notes,
         verification=verification,

@@ -14,7 +14,7 @@ from baton.errors import RequestError
 from loadtest.environment import environment
 from loadtest.errors import UsageError
 from loadtest.health import warnings
-from loadtest.leftovers import blocks_held
+from loadtest.leftovers import blocks_held, served_by
 from loadtest.measures import Targets, measure
 from loadtest.options import add_judgement_flags, add_scenario_flags, registry_of, scenario_of, targets_of
 from loadtest.progress import LiveProgress
@@ -33,6 +33,7 @@ class SweepResult:
 
     Attributes:
         goodput: scale of the targets -> requests/s.
+        workers: worker -> what it is; empty: nobody was asked.
         blocks_held: worker -> KV blocks in use after the last run; None: nobody was asked.
         warnings: what the reader must know before believing the figures.
     """
@@ -45,6 +46,7 @@ class SweepResult:
     probes: list[Probe]
     environment: dict[str, str]
     warnings: list[str]
+    workers: dict[str, str]
     blocks_held: dict[str, int] | None
 
 
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
     limits = Bounds(start=args.rate, most=args.max_rate, precision=args.precision, share=args.share)
     goodput, probes = asyncio.run(sweep(probe, scales, limits))
-    held = _blocks_held(registry_of(args), notes)
+    workers, held = asyncio.run(_ask(registry_of(args), notes))
     result = SweepResult(
         name=args.name or args.out.name,
         scenario=scenario_of(args),
@@ -120,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
         probes=probes,
         environment=environment(),
         warnings=notes,
+        workers=workers,
         blocks_held=held,
     )
     stem: Path = args.out
@@ -145,11 +148,12 @@ def run(args: argparse.Namespace) -> int:
     return 1 if left else 0
 
 
-def _blocks_held(registry: str, notes: list[str]) -> dict[str, int] | None:
+async def _ask(registry: str, notes: list[str]) -> tuple[dict[str, str], dict[str, int] | None]:
+    """Return who served, and the blocks that they hold."""
     if not registry:
-        return None
+        return {}, None
     try:
-        return asyncio.run(blocks_held(registry))
+        return await served_by(registry), await blocks_held(registry)
     except RequestError as error:
         notes.append(f"a check could not be made: {error}")
-        return None
+        return {}, None

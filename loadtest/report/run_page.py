@@ -21,7 +21,8 @@ def run_page(result: Result, records: Sequence[Record]) -> str:
     """Return the whole page of a run."""
     counted = [record for record in records if record.planned_s >= result.scenario.warmup_s]
     scenario = result.scenario
-    facts = " · ".join(f"{key} {value}" for key, value in result.environment.items())
+    known = {**result.environment, **result.workers}
+    facts = " · ".join(f"{key} {value}" for key, value in known.items())
     body = [
         f"<h1>{escape(result.name)}</h1>",
         f'<p class="sub">{escape(describe(scenario))}</p>',

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from loadtest.errors import GeneratorError
-from loadtest.leftovers import blocks_held
+from loadtest.leftovers import blocks_held, served_by
 from loadtest.measures import measure
 from loadtest.record import Outcome
 from loadtest.run import Run, run
@@ -141,6 +141,10 @@ async def test_baton_itself_by_both_protocols(gateway: Gateway, protocol: str) -
     found = await verify(load, done.records, most_prompts=4)
     assert (found.prompts, found.is_right) == (4, True)
     assert await blocks_held(gateway.grpc_address) == {"d0": 0, "p0": 0}
+    workers = await served_by(gateway.grpc_address)
+    assert list(workers) == ["d0", "p0"]
+    assert workers["p0"].startswith("prefill, ")
+    assert " blocks of 16 tokens" in workers["d0"]
     if protocol == "grpc":
         check_hand_offs(load, done)
 
