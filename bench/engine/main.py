@@ -26,6 +26,7 @@ from bench.engine.model import random_model
 from bench.engine.report import Report, command_line, show_trace
 from bench.engine.trace import StepTrace
 from bench.engine.workloads import DEFAULT, MAKERS, Workload, make_workload, warm_up_workload
+from engine.backends.cuda import packed
 from engine.config import EngineConfig
 from engine.errors import EngineError, InvalidRequestError
 from engine.models.architecture import Architecture
@@ -101,6 +102,8 @@ class _Bench:
             "max_step_tokens": config.max_step_tokens,
             "graphs": config.graphs,
             "ahead": config.ahead,
+            "batch_invariant": config.batch_invariant,
+            "packed_launches": packed.ENABLED,
         }
 
     def run_role(self, role: str, report: Report, console: Console) -> None:

@@ -20,6 +20,7 @@ from bench.engine.workloads import Workload
 from loadtest.environment import environment
 
 MAX_KERNELS = 16
+MODES = ("batch_invariant", "packed_launches")  # told above the table where they are on
 
 
 class Report:
@@ -56,6 +57,8 @@ class Report:
         """Print the table of medians."""
         facts = self._facts
         title = f"{self._settings['shape']}, {facts.get('gpu') or facts['cpu']}, {self._settings['dtype']}"
+        modes = [name.replace("_", "-") for name in MODES if self._settings[name]]
+        title = ", ".join([title, *modes])
         table = Table(title=f"{title}, commit {facts['commit']}")
         table.add_column("role")
         table.add_column("workload")
