@@ -99,7 +99,8 @@ class Reservations:
         self._by_request[reservation.request_id] = reservation
         self._by_transfer[reservation.transfer_id] = reservation
         try:
-            await reservation.granted
+            # Shielded: a grant may come before this task hears that it was cancelled.
+            await asyncio.shield(reservation.granted)
         except asyncio.CancelledError:
             self.end(reservation, BatonError(ErrorReason.CANCELLED, "the gateway ended the call"))
             raise

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from baton.v1 import decode_pb2, kv_pb2
+from engine.events import StepEvents
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from kvtransfer.peer import Peer
@@ -15,6 +16,7 @@ from kvtransfer.sender import Sender
 from services.common.errors import BatonError, ErrorReason
 from services.common.status import parse_status
 from services.decode.config import LeaseConfig
+from services.decode.reservation import Reservation
 from services.worker.runtime import Worker
 from tests.support.workers import (
     Pair,
@@ -286,3 +288,26 @@ async def send_by_hand(prefill: Worker, target: kv_pb2.KvTarget, num_blocks: int
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
     sender.close()
+
+
+async def test_a_grant_that_crosses_the_end_of_its_call_harms_nobody(tiny_model: Path) -> None:
+    """The call is cancelled, and before its task has run the engine's word arrives, among others' events."""
+    async with decode_worker(engine_config(tiny_model)) as decode, Pair(None, decode) as pair:
+        reservations = decode.service._reservations  # type: ignore[attr-defined]
+        request = Request("crossing", list(PROMPT), len(PROMPT), SamplingParams(max_tokens=5))
+        faults: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: faults.append(context))
+
+        def cancel_first(step: StepEvents, at: float) -> None:
+            task.cancel()
+            reservations.on_step(step, at)
+
+        handlers = decode.host.events._handlers
+        handlers[:] = [cancel_first if one == reservations.on_step else one for one in handlers]
+        task = asyncio.create_task(reservations.open(Reservation("r", "g", "t", request)))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await all_free(decode)
+        assert not faults
+        assert not reservations._by_request
+        assert (await pair.reserve(PROMPT, greedy(3))).target.block_ids
