@@ -48,7 +48,9 @@ def run(fuzz: Fuzz, seconds: float, *, watch_memory: bool = True) -> Findings:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = save_tiny_llama(folder / "tiny", TinyLlama(context_length=128))
-        worker = ("--kv-bytes", "4M", "--threads", "1")
+        # oneDNN keeps half a MB of code for each shape of product: with few, all are there by half-time.
+        steps = ("--max-step-tokens", "64", "--max-chunk-tokens", "64")
+        worker = ("--kv-bytes", "4M", "--threads", "1", *steps)
         cluster = LocalCluster(
             str(model),
             prefill_args=worker,
