@@ -177,9 +177,7 @@ class Session:
         token_ids = event.token_ids
         if len(token_ids) != 1 or event.finish_reason:  # a failure has no tokens
             return False
-        now = time.monotonic()
-        self._metrics.itl.observe(now - self._last_at)
-        self._last_at = now
+        self._arrived(1)
         try:
             outlet.put(self._answer.push_token(token_ids[0]), token_ids[0])
         except Exception as error:  # fails this request alone: others' tokens are in the same message
@@ -190,23 +188,28 @@ class Session:
         return True
 
     def _delta(self, tokens: list[Token], attempt: Attempt) -> Delta:
-        now = time.monotonic()
-        if self._first_at is None:
-            self._first_at = now
-            self._metrics.ttft.observe(now - self.request.received)
-        else:
+        if self._first_at is not None:
             self._prompt_shared.set()  # decode has the prompt
-            self._metrics.itl.observe(now - self._last_at)
-        self._last_at = now
+        self._arrived(len(tokens))
         foretold: Sequence[TokenLogprobs] = ()
         if self._cached_tokens is None and attempt.first is not None:
             foretold = attempt.first.prompt_logprobs
             self._cached_tokens = min(attempt.first.cached_tokens, len(self.request.token_ids))
             self._metrics.cached_tokens.inc(self._cached_tokens)
-        self._ticket.tokens(len(tokens), now)
         delta = self._answer.push(tokens)
         delta.prompt_logprobs.extend(foretold)
         return delta
+
+    def _arrived(self, num_tokens: int) -> None:
+        """Time tokens that came in one message."""
+        now = time.monotonic()
+        if self._first_at is None:
+            self._first_at = now
+            self._metrics.ttft.observe(now - self.request.received)
+        else:
+            self._metrics.itl.observe(now - self._last_at)
+        self._last_at = now
+        self._ticket.tokens(num_tokens, now)
 
     def _reserved(self) -> None:
         """Leave the queue, at the first reservation (or the first token, if none was needed)."""

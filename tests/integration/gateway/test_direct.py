@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services.gateway.http.protocol import BoundedProtocol, Chunks
+from services.gateway.pace import Pace
 from tests.integration.gateway.conftest import MakeSetup, Setup
 from tests.support.byte_tokenizer import ids_of, text_of
 from tests.support.scripted_workers import expected
@@ -67,6 +68,20 @@ async def test_nearly_every_token_takes_it_and_is_an_event_of_its_own(
     shown = [json.loads(chunk.removeprefix(b"data: ")) for chunk in written]
     assert all(len(event["choices"][0]["text"]) == 1 for event in shown)
     assert events[-1]["usage"]["completion_tokens"] == 100
+    await setup.nothing_held()
+
+
+async def test_admission_hears_of_every_token(
+    make_setup: MakeSetup, written: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the last one, which takes the other way, would seem to end a pause as long as the answer."""
+    gaps: list[float] = []
+    monkeypatch.setattr(Pace, "on_gap", lambda self, gap_s: gaps.append(gap_s))
+    setup = await make_setup()
+    [_ async for _ in stream(setup, 100)]
+    assert len(written) >= 90
+    assert len(gaps) >= len(written)
+    assert gaps[-1] < sum(gaps) / 2
     await setup.nothing_held()
 
 
