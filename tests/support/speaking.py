@@ -34,6 +34,16 @@ TOOL = {
     },
 }
 CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+# Which template, what the model says, what of it is text, and how many calls of TOOL are the rest.
+SAID: list[tuple[str, str | list[int], str, int]] = [
+    ("hermes", f"I look.\n<tool_call>\n{CALL}\n</tool_call>", "I look.", 1),
+    ("hermes", f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>", "", 2),
+    ("hermes", "No need, é.", "No need, é.", 0),
+    ("mistral", [259, *ids_of(f"[{CALL}]")], "", 1),
+    ("mistral", [259, *ids_of('get_weather{"city": "Paris"}')], "", 1),
+    ("llama3", CALL.replace("arguments", "parameters"), "", 1),
+    ("llama3", "{1, 2}", "{1, 2}", 0),
+]
 TOOLS = "{% if tools %}<s>{{ tools | tojson }}</s>{% endif %}"
 TURNS = (
     "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}</s>"

@@ -15,8 +15,8 @@ from baton.errors import InvalidRequestError
 from baton.v1.inference_pb2 import GenerateRequest, Tool, ToolCall, ToolChoice
 from baton.v1.sampling_pb2 import FinishReason
 from tests.integration.gateway.conftest import MakeSetup, Setup
-from tests.support.byte_tokenizer import ids_of, write_byte_tokenizer
-from tests.support.speaking import ASSISTANT, CALL, TEMPLATES, speak
+from tests.support.byte_tokenizer import write_byte_tokenizer
+from tests.support.speaking import ASSISTANT, CALL, SAID, TEMPLATES, speak
 
 HI = [{"role": "user", "content": "hi"}]
 WEATHER = Tool(
@@ -46,18 +46,7 @@ async def answer_of(told: Setup, messages: Any = HI, **options: Any) -> Any:
         return await client.complete(messages=messages, **ASK | options)
 
 
-@pytest.mark.parametrize(
-    ("told", "said", "text", "num_calls"),
-    [
-        ("hermes", f"I look.\n<tool_call>\n{CALL}\n</tool_call>", "I look.", 1),
-        ("hermes", f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>", "", 2),
-        ("hermes", "No need, é.", "No need, é.", 0),
-        ("mistral", [259, *ids_of(f"[{CALL}]")], "", 1),
-        ("llama3", CALL.replace("arguments", "parameters"), "", 1),
-        ("llama3", "{1, 2}", "{1, 2}", 0),
-    ],
-    indirect=["told"],
-)
+@pytest.mark.parametrize(("told", "said", "text", "num_calls"), SAID, indirect=["told"])
 async def test_calls_come_in_deltas(
     told: Setup, monkeypatch: pytest.MonkeyPatch, said: Any, text: str, num_calls: int
 ) -> None:

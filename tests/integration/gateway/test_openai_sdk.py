@@ -16,7 +16,7 @@ from tests.integration.gateway.conftest import MakeSetup, Setup, client_of
 from tests.support import scripted_workers
 from tests.support.byte_tokenizer import ids_of, text_of
 from tests.support.scripted_workers import expected
-from tests.support.speaking import ASSISTANT, CALL, TOOL, speak
+from tests.support.speaking import ASSISTANT, CALL, SAID, TOOL, speak
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 CHAT_IDS = [1, *ids_of("user\nhi"), 2, 1, *ids_of("assistant\n")]
@@ -447,24 +447,12 @@ FREE = CHAT | {"max_tokens": 400, "tools": [TOOL]}
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize(
-    ("speaking", "said", "content", "num_calls"),
-    [
-        ("hermes", f"I look.\n<tool_call>\n{CALL}\n</tool_call>", "I look.", 1),
-        ("hermes", f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>", None, 2),
-        ("hermes", "No need, é.", "No need, é.", 0),
-        ("mistral", [259, *ids_of(f"[{CALL}]")], None, 1),
-        ("mistral", [259, *ids_of('get_weather{"city": "Paris"}')], None, 1),
-        ("llama3", CALL.replace("arguments", "parameters"), None, 1),
-        ("llama3", "{1, 2}", "{1, 2}", 0),
-    ],
-    indirect=["speaking"],
-)
+@pytest.mark.parametrize(("speaking", "said", "text", "num_calls"), SAID, indirect=["speaking"])
 async def test_calls_of_tools(
     speaking: AsyncOpenAI,
     monkeypatch: pytest.MonkeyPatch,
     said: Any,
-    content: str | None,
+    text: str,
     num_calls: int,
     streamed: bool,
 ) -> None:
@@ -476,7 +464,7 @@ async def test_calls_of_tools(
         answer = await speaking.chat.completions.create(**FREE)
     (choice,) = answer.choices
     calls = choice.message.tool_calls or []
-    assert (choice.message.content or None) == content
+    assert (choice.message.content or "") == text
     assert choice.finish_reason == ("tool_calls" if num_calls else "stop")
     assert [(call.type, call.function.name) for call in calls] == [("function", "get_weather")] * num_calls
     assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Paris"}] * num_calls

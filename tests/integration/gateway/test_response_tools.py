@@ -9,8 +9,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from tests.support.byte_tokenizer import ids_of
-from tests.support.speaking import ASSISTANT, CALL, TOOL, speak
+from tests.support.speaking import ASSISTANT, CALL, SAID, TOOL, speak
 
 FLAT: dict[str, Any] = {"type": "function", **TOOL["function"]}  # type: ignore[dict-item]
 STOP: dict[str, Any] = {"type": "function", "name": "stop", "parameters": None, "strict": False}
@@ -36,17 +35,7 @@ async def respond(client: AsyncOpenAI, streamed: bool, **fields: Any) -> Any:
 
 
 @either
-@pytest.mark.parametrize(
-    ("speaking", "said", "text", "num_calls"),
-    [
-        ("hermes", f"I look.\n<tool_call>\n{CALL}\n</tool_call>", "I look.", 1),
-        ("hermes", f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>", "", 2),
-        ("hermes", "No need, é.", "No need, é.", 0),
-        ("mistral", [259, *ids_of(f"[{CALL}]")], "", 1),
-        ("llama3", CALL.replace("arguments", "parameters"), "", 1),
-    ],
-    indirect=["speaking"],
-)
+@pytest.mark.parametrize(("speaking", "said", "text", "num_calls"), SAID, indirect=["speaking"])
 async def test_calls_are_items(
     speaking: AsyncOpenAI,
     monkeypatch: pytest.MonkeyPatch,
