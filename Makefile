@@ -81,7 +81,7 @@ fuzz: protos $(CPU_KERNELS) ## ten minutes each of what nobody would send, over 
 # On a GPU machine whose own Python has torch for CUDA: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON :=
 test-gpu: $(if $(GPU_PYTHON),,protos $(CUDA_MADE)) ## tests that need an NVIDIA GPU
-	$(or $(GPU_PYTHON),$(PY)) -m pytest -m gpu $(ARGS)
+	$(or $(GPU_PYTHON),$(PY)) -m pytest -m 'gpu and not matrix' $(ARGS)
 
 # Each kernel's small cases; the filter spares PyTorch's own kernels.
 KERNEL_NAMES := attention rope norm gated embedding block_copy sampling linear_rows step_

@@ -21,8 +21,8 @@ SANITIZED = (
     "attention_decode", "attention_prefill", "rope_kv_store", "rows", "block_copy", "sampling", "linear_rows",
 )  # fmt: skip
 SHAPES = ("llama-8b", "qwen3-0.6b")
-PACKED = {"BATON_PACKED_LAUNCHES": "1"}
 TESTED = r"^(FAILED|ERROR)|^E  +Assert|passed|failed|\d+ skipped"
+SOAKED = rf"{TESTED}|answered"
 MEASURED = r"[│|] (both|apart)|floor at|both:|apart:|rror"
 
 
@@ -62,9 +62,9 @@ def choose(parts: Sequence[Part], names: Sequence[str]) -> list[Part]:
     return [known[name] for name in names]
 
 
-def _pytest(*arguments: str, workers: int = 0) -> tuple[str, ...]:
+def _pytest(*arguments: str, workers: int = 0, marked: str = "gpu and not matrix") -> tuple[str, ...]:
     parallel = ("-n", str(workers)) if workers and importlib.util.find_spec("xdist") else ()
-    return (PYTHON, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *parallel, *arguments)
+    return (PYTHON, "-m", "pytest", "-m", marked, "-q", "-p", "no:cacheprovider", *parallel, *arguments)
 
 
 def _sanitize(tool: str) -> tuple[tuple[str, ...], ...]:
@@ -91,7 +91,6 @@ def _engine(inputs: Inputs, shape: str, name: str, *flags: str) -> tuple[tuple[s
 def _checks() -> list[Part]:
     confined = f"--confcutdir={KERNELS}"  # no other conftest is loaded
     rest = f"--ignore={INVARIANCE}"
-    some = "rows or rope or copy or sampling or runner or models or graph"
     invariance = tuple(_pytest(INVARIANCE, confined, "-k", which) for which in ("tiny", "wide", "products"))
     found = r"ERROR SUMMARY|RACECHECK SUMMARY|passed|failed|=== (Invalid|Error|Program)"
     return [
@@ -100,7 +99,7 @@ def _checks() -> list[Part]:
         Part("racecheck", 1, 120, 200, _sanitize("racecheck"), found),
         Part("invariance", 1, 90, 150, invariance, TESTED),
         Part(
-            "packed", 1, 60, 110, (_pytest(KERNELS, confined, rest, "-k", some, workers=8),), TESTED, PACKED
+            "soak", 1, 90, 300, (_pytest(f"{KERNELS}/test_soak.py", "-s", confined, marked="matrix"),), SOAKED
         ),
     ]
 
@@ -109,10 +108,7 @@ def _host() -> list[Part]:
     cases = ("--decode", "1x1024", "256x384", "--prefill", "2048@0", "300@0")
     command = (PYTHON, "-m", "bench.cuda_step", "--shape", "qwen3-0.6b", *cases)
     show = r"^(decode|prefill|llama|qwen)|rror"
-    return [
-        Part("steps", 1, 45, 80, (command,), show),
-        Part("steps-packed", 1, 45, 80, (command,), show, PACKED),
-    ]
+    return [Part("steps", 1, 45, 80, (command,), show)]
 
 
 def _engines(inputs: Inputs) -> list[Part]:
@@ -120,14 +116,12 @@ def _engines(inputs: Inputs) -> list[Part]:
     invariant = ("--batch-invariant", "--workloads", "decode,chat")
     both = ("--workloads", "interrupted")
 
-    def part(name: str, shape: str, seconds: float, *flags: str, packed: bool = False) -> Part:
-        env = PACKED if packed else {}
-        return Part(name, 1, seconds, 1.5 * seconds, _engine(inputs, shape, name, *flags), MEASURED, env)
+    def part(name: str, shape: str, seconds: float, *flags: str) -> Part:
+        return Part(name, 1, seconds, 1.5 * seconds, _engine(inputs, shape, name, *flags), MEASURED)
 
     return [
         part("engine-8b", large, 175),
         part("engine-0.6b", small, 100),
-        part("engine-0.6b-packed", small, 100, packed=True),
         part("engine-8b-invariant", large, 105, *invariant),
         part("engine-0.6b-invariant", small, 65, *invariant),
         part("interrupted-both", large, 45, *both),
