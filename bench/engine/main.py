@@ -26,7 +26,6 @@ from bench.engine.model import random_model
 from bench.engine.report import Report, command_line, show_trace
 from bench.engine.trace import StepTrace
 from bench.engine.workloads import DEFAULT, MAKERS, Workload, make_workload, warm_up_workload
-from engine.backends.cuda import packed
 from engine.config import EngineConfig
 from engine.errors import EngineError, InvalidRequestError
 from engine.models.architecture import Architecture
@@ -103,7 +102,6 @@ class _Bench:
             "graphs": config.graphs,
             "ahead": config.ahead,
             "batch_invariant": config.batch_invariant,
-            "packed_launches": packed.ENABLED,
         }
 
     def run_role(self, role: str, report: Report, console: Console) -> None:

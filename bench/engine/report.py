@@ -20,7 +20,6 @@ from bench.engine.workloads import Workload
 from loadtest.environment import environment
 
 MAX_KERNELS = 16
-MODES = ("batch_invariant", "packed_launches")  # told above the table where they are on
 
 
 class Report:
@@ -57,7 +56,7 @@ class Report:
         """Print the table of medians."""
         facts = self._facts
         title = f"{self._settings['shape']}, {facts.get('gpu') or facts['cpu']}, {self._settings['dtype']}"
-        modes = [name.replace("_", "-") for name in MODES if self._settings[name]]
+        modes = ["batch-invariant"] if self._settings["batch_invariant"] else []
         title = ", ".join([title, *modes])
         table = Table(title=f"{title}, commit {facts['commit']}")
         table.add_column("role")

@@ -5,7 +5,7 @@ The directory gets session.json with all outcomes, and session.tar.gz with logs 
 status is 1 if a part failed or was late, or was skipped for want of time or GPUs. `--list` shows the parts;
 docs/gpu_session.md says more; `make gpu-session` is all of them.
 
-    python -m bench.gpu_session --out out --limit-s 570 --parts kernels memcheck racecheck invariance packed
+    python -m bench.gpu_session --out out --limit-s 570 --parts kernels memcheck racecheck invariance
 """
 
 from __future__ import annotations

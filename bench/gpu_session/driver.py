@@ -13,7 +13,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,6 @@ class Part:
         limit_s: after which it is ended.
         commands: argument lists.
         show: a regular expression; the last lines in which it is found are shown.
-        env: beside this process's own.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Part:
     limit_s: float
     commands: tuple[tuple[str, ...], ...]
     show: str = r"passed|failed|rror"
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -76,7 +74,6 @@ class _Running:
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8",
             "CUDA_VISIBLE_DEVICES": visible,
-            **part.env,
         }
         self.logs = [out / f"{part.name}-{index}.log" for index in range(len(part.commands))]
         self._processes = []

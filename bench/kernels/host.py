@@ -2,8 +2,7 @@
 
 The wrappers run as they do on a GPU, on tensors in host memory and with a driver that does nothing, so what
 is left is Python: looking kernels up, packing arguments, allocating outputs. Products are left out (they are
-cuBLAS's), and so are cupy's launch and the driver's (about 7 and 2 us). That the driver gets the same from
-both ways to launch is tested in tests/unit/cuda_loader/test_packed.py.
+cuBLAS's), and so is the driver's launch (about 2 us).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from unittest import mock
 import torch
 
 from engine.backends.base import Activation, QKNorm, RopeTable
-from engine.backends.cuda import driver, loader, overlap, tensor_map
+from engine.backends.cuda import driver, launches, loader, tensor_map
 from engine.backends.cuda.attention_decode import AttentionDecode, DecodeLimits
 from engine.backends.cuda.attention_prefill import AttentionPrefill
 from engine.backends.cuda.embedding import embedding
@@ -45,9 +44,6 @@ class HostKernel:
         self.name = name
         self.kernel = self
         self.ptr = 1
-
-    def __call__(self, grid: object, block: object, args: object, shared_mem: int, stream: object) -> None:
-        """Launch nothing."""
 
 
 class HostModule:
@@ -105,7 +101,7 @@ def microseconds(call: Callable[[], object]) -> float:
 
 
 @contextlib.contextmanager
-def no_device(packed_launches: bool, arch: str = "sm_90a") -> Iterator[None]:
+def no_device(arch: str = "sm_90a") -> Iterator[None]:
     """An H100, or the device of another arch, as far as the wrappers can tell, on which nothing happens."""
     facts = TYPICAL_DEVICES[arch]
     nothing = ctypes.CDLL(None).getppid  # costs a system call, as the driver might
@@ -118,14 +114,11 @@ def no_device(packed_launches: bool, arch: str = "sm_90a") -> Iterator[None]:
         return 0
 
     load = functools.cache(lambda *_: loader.Module(HostModule()))
-    stream = mock.Mock(return_value=mock.Mock(ptr=0))
     with (
-        mock.patch.multiple(
-            loader, current_device=zero, facts=lambda: facts, _load=load, PACKED=packed_launches
-        ),
-        mock.patch.multiple(driver, device_facts=lambda _: facts, current_stream=zero, _TorchStream=stream),
+        mock.patch.multiple(loader, current_device=zero, facts=lambda: facts, _load=load),
+        mock.patch.multiple(driver, device_facts=lambda _: facts, current_stream=zero),
         mock.patch.multiple(tensor_map, _encode=lambda: zero),
-        mock.patch.multiple(overlap, launcher=lambda: launch),
+        mock.patch.multiple(launches, launcher=lambda: launch),
     ):
         yield
 
@@ -135,16 +128,12 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    columns: list[dict[str, float]] = []
-    for packed_launches in (False, True):
-        with no_device(packed_launches):
-            made = cases()
-            for call in made.values():
-                call()
-            columns.append({name: microseconds(call) for name, call in made.items()})
-    print(f"{'us a call':22} {'as now':>8} {'packed':>8}")
-    for name in columns[0]:
-        print(f"{name:22} " + " ".join(f"{column[name]:8.1f}" for column in columns))
+    with no_device():
+        made = cases()
+        for call in made.values():
+            call()
+        for name, call in made.items():
+            print(f"{name:22} {microseconds(call):8.1f} us a call")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one module that touches cupy: device facts, NVRTC, modules and launches."""
+"""The one module that touches cupy: device facts, NVRTC and modules."""
 
 import functools
 import importlib
@@ -6,10 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-import numpy as np
 import torch
 
-from engine.backends.cuda import overlap
 from engine.backends.cuda.errors import (
     CompileError,
     CompilerMissingError,
@@ -21,9 +19,6 @@ from engine.backends.cuda.errors import (
 from engine.backends.cuda.source import Source
 from engine.backends.cuda.target import DeviceFacts
 
-Argument = torch.Tensor | np.generic | np.ndarray | None
-Dim3 = tuple[int, int, int]
-
 
 class LoadedModule(Protocol):
     """What cupy gives for a cubin."""
@@ -33,14 +28,9 @@ class LoadedModule(Protocol):
 
 
 class Function(Protocol):
-    """What cupy launches; `ptr` is the driver's handle."""
+    """The driver's handle (CUfunction)."""
 
     ptr: int
-
-    def __call__(
-        self, grid: Dim3, block: Dim3, args: tuple[object, ...], shared_mem: int = 0, stream: object = None
-    ) -> None:
-        """Launch."""
 
 
 class RawKernel(Protocol):
@@ -54,15 +44,6 @@ def current_stream() -> int:
     """Handle of torch's current stream on its current device, without an object around it."""
     handle: int = torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice())
     return handle
-
-
-class _TorchStream:
-    """Torch's current stream in the one attribute that a cupy launch reads."""
-
-    __slots__ = ("ptr",)
-
-    def __init__(self) -> None:
-        self.ptr = torch.cuda.current_stream().cuda_stream
 
 
 def _cupy() -> ModuleType:
@@ -135,41 +116,6 @@ def load_module(cubin: Path) -> LoadedModule:
     torch.cuda.current_stream()  # creates torch's context first, so both use the primary one
     module: LoadedModule = _cupy().RawModule(path=str(cubin))
     return module
-
-
-def launch(
-    kernel: Function,
-    grid: Dim3,
-    block: Dim3,
-    args: tuple[Argument, ...],
-    shared_bytes: int,
-    *,
-    overlaps: bool = False,
-) -> None:
-    """Launch on torch's current stream, which may be capturing a graph.
-
-    Args:
-        args: tensors go in as addresses, None as a null pointer, NumPy scalars and
-            one-element structured arrays by value. Python numbers are refused: their
-            size would not be the kernel's.
-        overlaps: the kernel waits by itself for the one ahead of it; see overlap.py.
-    """
-    converted: list[int | np.generic | np.ndarray] = []
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            converted.append(arg.data_ptr())
-        elif arg is None:
-            converted.append(0)
-        elif isinstance(arg, np.generic | np.ndarray):
-            converted.append(arg)
-        else:
-            raise TypeError(
-                f"kernel argument of type {type(arg).__name__}: wrap numbers in np.int32, np.float32"
-            )
-    if overlaps:
-        overlap.launch(kernel.ptr, grid, block, converted, shared_bytes, _TorchStream().ptr)
-    else:
-        kernel(grid, block, tuple(converted), shared_mem=shared_bytes, stream=_TorchStream())
 
 
 def allocate(num_bytes: int) -> int:

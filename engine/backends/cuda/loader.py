@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 
 from engine.backends.cuda import driver
-from engine.backends.cuda.packed import ENABLED as PACKED
-from engine.backends.cuda.packed import PackedLaunches
+from engine.backends.cuda.launches import Argument, Dim3, Launches
 from engine.backends.cuda.source import SOURCE_DIR, DefineValue, Source
 from engine.backends.cuda.target import DeviceFacts
 
@@ -30,26 +29,22 @@ class Kernel:
 
     def __init__(self, raw: driver.RawKernel) -> None:
         self._raw = raw
-        self._function = raw.kernel
         self._shared_limit = DEFAULT_SHARED_BYTES
-        self._packed = PackedLaunches(raw.kernel.ptr) if PACKED else None
+        self._launch = Launches(raw.kernel.ptr)
 
     def __call__(
         self,
-        grid: driver.Dim3,
-        block: driver.Dim3,
-        *args: driver.Argument,
+        grid: Dim3,
+        block: Dim3,
+        *args: Argument,
         shared_bytes: int = 0,
         overlaps: bool = False,
     ) -> None:
-        """Launch on torch's current stream; see driver.launch for the arguments."""
+        """Launch on torch's current stream, which may be capturing; see launches.py for the arguments."""
         if shared_bytes > self._shared_limit:
             self._raw.max_dynamic_shared_size_bytes = shared_bytes
             self._shared_limit = shared_bytes
-        if self._packed is not None:
-            self._packed(grid, block, args, shared_bytes, driver.current_stream(), overlaps)
-            return
-        driver.launch(self._function, grid, block, args, shared_bytes, overlaps=overlaps)
+        self._launch(grid, block, args, shared_bytes, driver.current_stream(), overlaps)
 
 
 class Module:

@@ -13,8 +13,8 @@ from bench.kernels.host import cases, no_device
 from engine.backends.cuda import loader, sampling
 from engine.backends.cuda.attention_decode import _PARAMS
 from engine.backends.cuda.block_copy import block_copy
+from engine.backends.cuda.launches import Argument, format_of
 from engine.backends.cuda.norms import layer_norm
-from engine.backends.cuda.packed import Argument, format_of
 from engine.backends.cuda.source import SOURCE_DIR
 from engine.backends.cuda.step_inputs import DeviceState, StepBuffers
 
@@ -53,7 +53,7 @@ def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         seen.append((kernel._raw.name, args))  # type: ignore[attr-defined]
 
     monkeypatch.setattr(loader.Kernel, "__call__", record)
-    with no_device(packed_launches=False, arch=request.param):
+    with no_device(request.param):
         yield seen
 
 
