@@ -42,7 +42,7 @@ class HostKernel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.kernel = self
+        self.kernel: driver.Function = self
         self.ptr = 1
 
 
