@@ -15,6 +15,7 @@ from baton.v1.kv_pb2 import KvPeer
 from baton.v1.registry_pb2 import BeatResponse, BlockEvents, WorkerInfo, WorkerLoad, WorkerRole
 from services.common.errors import BatonError, ErrorReason
 from services.common.logs import log
+from services.gateway.compute_pace import ComputePace
 from services.gateway.prefix_index import KnownBlocks
 from services.gateway.routing import may_fill
 from services.gateway.sampling import bad_field
@@ -22,8 +23,6 @@ from services.gateway.sampling import bad_field
 WorkerKey = tuple[str, str]
 
 MISSED_BEATS = 3
-# A pace that was not seen again fades by this factor with each prompt.
-_PACE_FADES = 0.98
 
 _PREFILL_ROLES = (WorkerRole.WORKER_ROLE_PREFILL, WorkerRole.WORKER_ROLE_BOTH)
 _DECODE_ROLES = (WorkerRole.WORKER_ROLE_DECODE, WorkerRole.WORKER_ROLE_BOTH)
@@ -51,7 +50,7 @@ class Worker:
         is_draining: takes no new requests.
         is_suspect: a connection to it failed since its last beat; others are preferred.
         blocks: what is known of its prefix cache.
-        prefill_tokens_per_s: the best pace at which it computed a prompt lately; 0: none yet.
+        pace: at which it computes prompts.
         held_blocks, new_blocks, held_tokens, new_tokens, last_pick: see routing.
     """
 
@@ -65,7 +64,7 @@ class Worker:
         self.held_tokens = self.new_tokens = 0
         self.last_pick = 0
         self.blocks = KnownBlocks(info.num_blocks)
-        self.prefill_tokens_per_s = 0.0
+        self.pace = ComputePace()
 
     @property
     def key(self) -> WorkerKey:
@@ -81,11 +80,6 @@ class Worker:
     def does_decode(self) -> bool:
         """Whether it serves DecodeService."""
         return self.info.role in _DECODE_ROLES
-
-    def note_pace(self, num_tokens: int, compute_s: float) -> None:
-        """Take note of a computed prompt. Others may have shared its time, so the best pace counts."""
-        if compute_s > 0:
-            self.prefill_tokens_per_s = max(num_tokens / compute_s, _PACE_FADES * self.prefill_tokens_per_s)
 
 
 class RegistryListener(Protocol):

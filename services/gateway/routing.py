@@ -58,6 +58,7 @@ class PrefillFacts:
         new_tokens: the part of `held_tokens` given to it since that report.
         cached_tokens: leading tokens of this prompt in its prefix cache.
         tokens_per_s: what it computes while it is busy; 0: not known yet.
+        is_pace_proven: that is enough to set it apart from others.
         last_pick: grows with each pick; breaks ties.
     """
 
@@ -66,6 +67,7 @@ class PrefillFacts:
     new_tokens: int
     cached_tokens: int
     tokens_per_s: float
+    is_pace_proven: bool
     last_pick: int
 
     @property
@@ -144,18 +146,19 @@ def pick_prefill(workers: Sequence[PrefillFacts], num_tokens: int) -> int:
     """Return the index of the worker with the shortest queue and most of the prompt cached.
 
     That is the least time of queue and uncached tokens at the worker's pace, a token to
-    compute being as dear as CACHED_WEIGHT tokens to wait for. A worker whose pace is
-    unknown is taken to be as fast as the fastest.
+    compute being as dear as CACHED_WEIGHT tokens to wait for. A worker whose pace is not
+    proven is taken to be as fast as the fastest: one prompt's time would say that one worker
+    is ten times as fast as its like, and send it prompts that the other has cached.
 
     Args:
         workers: at least one.
         num_tokens: tokens of the prompt.
     """
-    fastest = max(worker.tokens_per_s for worker in workers) or 1.0
+    fastest = max((worker.tokens_per_s for worker in workers if worker.is_pace_proven), default=1.0)
 
     def cost_s(worker: PrefillFacts) -> float:
         cost = worker.queued_tokens + CACHED_WEIGHT * uncached_tokens(num_tokens, worker.cached_tokens)
-        return cost / (worker.tokens_per_s or fastest)
+        return cost / (worker.tokens_per_s if worker.is_pace_proven else fastest)
 
     return min(range(len(workers)), key=lambda i: (cost_s(workers[i]), workers[i].last_pick))
 

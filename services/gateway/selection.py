@@ -248,6 +248,7 @@ def _prefill_facts(worker: Worker, cached_tokens: int) -> PrefillFacts:
         held_tokens=worker.held_tokens,
         new_tokens=worker.new_tokens,
         cached_tokens=cached_tokens,
-        tokens_per_s=worker.prefill_tokens_per_s,
+        tokens_per_s=worker.pace.tokens_per_s,
+        is_pace_proven=worker.pace.is_proven,
         last_pick=worker.last_pick,
     )

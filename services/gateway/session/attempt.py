@@ -321,7 +321,7 @@ class Attempt:
         if response is not None and response.HasField("first_token"):
             first = self.first = response.first_token
             assert self._prefill is not None
-            self._prefill.worker.note_pace(len(self._token_ids) - first.cached_tokens, first.compute_s)
+            self._prefill.worker.pace.note(len(self._token_ids) - first.cached_tokens, first.compute_s)
             self._trace.first_token(first)
             if self._target is not None and not first.finish_reason:
                 self._trace.hand_off(self.prefill_worker, self.decode_worker)

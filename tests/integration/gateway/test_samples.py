@@ -28,22 +28,20 @@ Served = tuple[AsyncOpenAI, list[Worker], Worker]
 
 @pytest_asyncio.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    """A client, a prefill worker and a decode worker.
-
-    With two prefill workers routing may send an answer to the one that has not computed the prompt.
-    """
+    """A client, two prefill workers and a decode worker."""
     model = save_tiny_llama(tmp_path / "tiny")
     gateway = Gateway(GatewayConfig(grpc_port=0, http_port=0, model=str(model), drain_timeout_s=1.0))
     await gateway.start()
     addresses = [gateway.grpc_address]
     async with (
         prefill_worker(engine_config(model, max_step_tokens=512), gateway=addresses) as one,
+        prefill_worker(engine_config(model, max_step_tokens=512), gateway=addresses) as two,
         decode_worker(engine_config(model), gateway=addresses) as decode,
         AsyncOpenAI(base_url=f"http://{gateway.http_address}/v1", api_key="none", max_retries=0) as client,
     ):
-        await eventually(lambda: len(list(gateway.generator.registry)) == 2)
-        yield client, [one], decode
-        await all_free(one, decode)
+        await eventually(lambda: len(list(gateway.generator.registry)) == 3)
+        yield client, [one, two], decode
+        await all_free(one, two, decode)
     await gateway.stop()
 
 

@@ -39,7 +39,13 @@ def decode(
 
 
 def prefill(
-    pending: int = 0, held: int = 0, new: int = 0, cached: int = 0, pace: float = 0.0, last: int = 0
+    pending: int = 0,
+    held: int = 0,
+    new: int = 0,
+    cached: int = 0,
+    pace: float = 0.0,
+    proven: bool = True,
+    last: int = 0,
 ) -> PrefillFacts:
     return PrefillFacts(
         pending_tokens=pending,
@@ -47,6 +53,7 @@ def prefill(
         new_tokens=new,
         cached_tokens=cached,
         tokens_per_s=pace,
+        is_pace_proven=proven and pace > 0,
         last_pick=last,
     )
 
@@ -165,6 +172,9 @@ def test_a_slower_worker_gets_less() -> None:
     assert pick_prefill([prefill(held=1000, pace=100), prefill(held=3000, pace=1000)], 100) == 1
     # Nothing is known of the second one yet: it is not taken for slow.
     assert pick_prefill([prefill(held=1000, pace=100), prefill(held=500)], 100) == 1
+    # Nor is it for what a prompt or two took, and the other one not for fast.
+    slow = prefill(held=1000, pace=10, proven=False)
+    assert pick_prefill([slow, prefill(held=1500, pace=100)], 100) == 0
 
 
 def test_a_burst_with_one_prefix_stays_together_until_the_queue_outweighs_it() -> None:
