@@ -7,6 +7,7 @@ name the blocks of 512 tokens of a prompt: equal ids are equal tokens.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -62,6 +63,14 @@ def read_trace(path: Path, scale: TraceScale = TraceScale()) -> list[TraceRow]:
     Raises:
         TraceError: the file cannot be read, or a line is not what the format wants.
     """
+    try:
+        return list(_read(path, path.stat().st_mtime_ns, scale))
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}") from error
+
+
+@functools.lru_cache(maxsize=2)  # a search plans one load many times
+def _read(path: Path, mtime_ns: int, scale: TraceScale) -> tuple[TraceRow, ...]:
     read = {".csv": _azure, ".jsonl": _mooncake}.get(path.suffix)
     if read is None:
         raise TraceError(f"{path}: a trace is a .csv (Azure) or a .jsonl (Mooncake)")
@@ -70,14 +79,12 @@ def read_trace(path: Path, scale: TraceScale = TraceScale()) -> list[TraceRow]:
         with path.open(encoding="utf-8", newline="") as file:
             for row in read(file):
                 rows.append(row)
-    except OSError as error:
-        raise TraceError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise TraceError(f"{path}, row {len(rows) + 1}: {error!r}") from error
     if not rows:
         raise TraceError(f"{path}: no rows")
     rows.sort(key=lambda row: row.at_s)
-    return [_scaled(row, rows[0].at_s, scale) for row in rows]
+    return tuple(_scaled(row, rows[0].at_s, scale) for row in rows)
 
 
 def _scaled(row: TraceRow, start_s: float, scale: TraceScale) -> TraceRow:

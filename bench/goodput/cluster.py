@@ -1,7 +1,7 @@
 """A cluster under measurement: started, warmed, watched, and measured at one rate after another.
 
-Whatever would waste the machine's time ends the bench at once, with the end of the logs: a process that
-dies, a start that takes too long, a warm-up or a rate at which most requests fail.
+Whatever would waste the machine's time is given up at once, with the end of the logs: a process that dies,
+a start that takes too long, a warm-up or a rate at which most requests fail, what is not done in time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from baton.client import Client
 from baton.cluster import LocalCluster
 from baton.errors import BatonError, ClusterError
 from bench.goodput.answers import Agreement, Answers
+from bench.goodput.draw import even_seed
 from bench.goodput.plan import Load, Step, Topology
 from bench.goodput.point import GIVEN_UP, REFUSALS, Point, make_point
 from bench.goodput.usage import Usage, cluster_pids
@@ -46,6 +47,7 @@ class Serving:
         model, tokenizer: directories, or a name that baton.models knows.
         worker_args: flags of all workers; role_args: role -> more.
         generators: processes that send.
+        warm_batch: decode batches up to this are run before anything is measured.
         exact: whether an answer must not depend on what else runs.
     """
 
@@ -57,6 +59,7 @@ class Serving:
     worker_args: tuple[str, ...]
     role_args: Mapping[str, tuple[str, ...]]
     generators: int
+    warm_batch: int
     start_timeout_s: float
     exact: bool
 
@@ -107,6 +110,7 @@ class Measured:
 
     Args:
         run: number of this call in the results.
+        end_s: whatever still runs then is given up, by time.monotonic.
     """
 
     def __init__(
@@ -115,14 +119,16 @@ class Measured:
         topology: Topology,
         cluster: LocalCluster,
         targets: Mapping[str, Targets],
+        *,
         run: int,
+        end_s: float,
     ) -> None:
         self._serving = serving
         self._topology = topology
         self._cluster = cluster
         self._targets = targets
         self._run = run
-        self._seed = 0
+        self._end_s = end_s
         with Client(cluster.gateway_address) as client:
             model = client.models()[0]
         self._tokens = _token_range(model.vocab_size)
@@ -130,14 +136,19 @@ class Measured:
         self._answers = Answers(cluster.gateway_address, lengths, self._tokens, NUM_OUT)
 
     def warm_up(self, loads: Sequence[Load]) -> Agreement:
-        """Send a few requests of each load, then ask the prompts that are compared, alone.
+        """Run batches of all sizes and some requests of each load; then ask the known prompts, alone.
 
         Raises:
             ClusterError: a process died, or a request failed.
         """
-        for load in loads:
-            scenario = self._scenario(load, seed=3, concurrency=8, requests=_WARM_UP)
-            self._check(self._guarded(run(scenario, processes=1)), most_failures=0)
+        # A size of batch is slow when it is met first, and captured when it is met again: as these answers
+        # end one after the other, the batch passes through all sizes.
+        topology, many = self._topology, self._serving.warm_batch
+        rows = many * (topology.decode + topology.both)
+        falling = Load("warm-up", "", (), "fixed:32", f"uniform:8:{4 * many}")
+        for load, at_once, requests in ((falling, rows, rows), *((load, 8, _WARM_UP) for load in loads)):
+            scenario = self._scenario(load, seed=3, concurrency=at_once, requests=requests)
+            self._check(self._guarded(run(scenario, processes=self._serving.generators)), most_failures=0)
         alone: Agreement = self._guarded(self._answers.ask_alone())
         return alone
 
@@ -149,8 +160,12 @@ class Measured:
         """
         load = step.load
         # Of load and rate alone: every cluster gets the same requests at the same times, none of them twice.
-        seed = zlib.crc32(f"{load.name} {step.rate:g}".encode()) % 1_000_000
-        scenario = self._scenario(load, seed=seed, rate=step.total_rate, duration_s=load.send_s)
+        first = zlib.crc32(f"{load.name} {step.rate:g}".encode()) % 1_000_000
+
+        def drawn(seed: int) -> Scenario:
+            return self._scenario(load, seed=seed, rate=step.total_rate, duration_s=load.send_s)
+
+        scenario = drawn(even_seed(drawn, load.warmup_s, load.warmup_s + load.window_s, first))
         begun = time.monotonic()
         done, agreement, cores = self._guarded(self._under_load(scenario, load))
         self._check(done, most_failures=len(done.records) // 2)
@@ -226,6 +241,8 @@ class Measured:
                 await asyncio.wait([task], timeout=0.2)
                 if dead := self._cluster.new_deaths():
                     raise ClusterError("\n".join(process.obituary() for process in dead))
+                if time.monotonic() > self._end_s:
+                    raise ClusterError("the time is over, and it is not done")
             return task.result()
         finally:
             task.cancel()

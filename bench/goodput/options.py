@@ -11,8 +11,8 @@ from bench.goodput.report import target_name
 from bench.goodput.shapes import SHAPES
 from loadtest.measures import Targets
 
-_CONVERSATION = (8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 20.0)
-_LONG = (2.0, 2.7, 3.4, 4.0, 5.0, 6.0)
+_CONVERSATION = (6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 25)
+_LONG = (1.4, 1.8, 2.2, 2.5, 2.8, 3.1, 3.4, 3.6, 3.8, 4, 4.2, 4.5, 5, 5.5, 6)
 # (TTFT, s; TPOT, ms)
 _TARGETS = ("1/20", "0.5/15", "0.5/10")
 
@@ -73,13 +73,26 @@ def parser(text: str) -> argparse.ArgumentParser:
         nargs="+",
         default=list(_CONVERSATION),
         metavar="R",
-        help="per GPU",
+        help=f"per GPU, of which some are measured (default: {' '.join(map(str, _CONVERSATION))})",
     )
-    add("--long-rates", type=float, nargs="+", default=list(_LONG), metavar="R", help="per GPU")
-    add("--warmup", type=float, default=6.0, help="seconds at each rate that do not count (default: 6)")
-    add("--window", type=float, default=0.0, help="seconds that do (default: 20; 30 of the load long)")
-    add("--cooldown", type=float, default=5.0, help="seconds after it, under load still (default: 5)")
-    add("--timeout", type=float, default=30.0, help="give a request up after so many seconds (default: 30)")
+    add(
+        "--long-rates",
+        type=float,
+        nargs="+",
+        default=list(_LONG),
+        metavar="R",
+        help=f"likewise (default: {' '.join(map(str, _LONG))})",
+    )
+    add("--warmup", type=float, default=3.0, help="seconds at each rate that do not count (default: 3)")
+    add("--window", type=float, default=0.0, help="seconds that do (default: 16; 24 of the load long)")
+    add("--cooldown", type=float, default=2.0, help="seconds after it, under load still (default: 2)")
+    add("--timeout", type=float, default=60.0, help="give a request up after so many seconds (default: 60)")
+    add(
+        "--warm-batch",
+        type=int,
+        default=128,
+        help="decode batches up to this are run before anything is measured (default: 128)",
+    )
     add("--generators", type=int, default=0, help="processes that send (default: one for 4 cores, at most 8)")
 
     add = made.add_argument_group("how it is judged and cut into parts").add_argument
@@ -91,20 +104,12 @@ def parser(text: str) -> argparse.ArgumentParser:
         help=f"TTFT/TPOT (default: {' '.join(_TARGETS)})",
     )
     add("--share", type=float, default=0.9, help="of the requests that must meet them (default: 0.9)")
-    add(
-        "--stop-below",
-        type=float,
-        default=0.5,
-        help="leave higher rates out if no target is met by more (default: 0.5)",
-    )
     add("--only", nargs="+", default=[], metavar="NAME", help="clusters and loads, such as 1p1d conversation")
-    add(
-        "--have", type=Path, nargs="+", default=[], metavar="JSON", help="earlier results: not measured again"
-    )
-    add("--plan", action="store_true", help="print what would be done and how long it takes, and end")
+    add("--have", type=Path, nargs="+", default=[], metavar="JSON", help="earlier results, to go on from")
+    add("--plan", action="store_true", help="print what would be done in the time, and end")
     add("--report", action="store_true", help="measure nothing: put the results of --have together")
     add("--budget", type=float, default=540.0, help="begin nothing that would end later, s (default: 540)")
-    add("--start-s", type=float, default=50.0, help="expected time of a start and its warm-up (default: 50)")
+    add("--start-s", type=float, default=30.0, help="expected time of a start and its warm-up (default: 30)")
     add(
         "--start-timeout",
         type=float,
@@ -134,7 +139,7 @@ def loads_of(args: argparse.Namespace) -> list[Load]:
                 length_scale=args.length_scale,
                 max_input=args.max_input,
                 max_output=args.max_output,
-                window_s=args.window or 20.0,
+                window_s=args.window or 16.0,
                 **times,
             )
         )
@@ -145,7 +150,7 @@ def loads_of(args: argparse.Namespace) -> list[Load]:
             tuple(args.long_rates),
             args.input,
             args.output,
-            window_s=args.window or 30.0,
+            window_s=args.window or 24.0,
             **times,
         )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 GENERATORS_START_S = 2.5
@@ -52,12 +52,12 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One kind of requests, sent at several rates.
+    """One kind of requests, sent at one rate after another.
 
     Attributes:
         name: in results.
         title: for people.
-        rates: requests a second and GPU, ascending.
+        rates: requests a second and GPU that may be measured.
         input, output: lengths, as in loadtest.lengths; unused with `lengths`.
         lengths: path of a trace that both are drawn from; empty: none.
         length_scale, max_input, max_output: of that trace.
@@ -91,11 +91,6 @@ class Load:
         """How long one rate usually takes."""
         return GENERATORS_START_S + self.send_s + USUAL_DRAIN_S + CHECK_BLOCKS_S
 
-    @property
-    def most_s(self) -> float:
-        """How long one rate takes at most, but for a cluster that hangs."""
-        return self.usual_s - USUAL_DRAIN_S + self.timeout_s
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -116,17 +111,19 @@ class Step:
         return self.rate * self.topology.gpus
 
 
-def steps(
-    topologies: Sequence[Topology],
-    loads: Sequence[Load],
-    only: Sequence[str] = (),
-    done: Iterable[tuple[str, str, float]] = (),
-) -> list[Step]:
-    """Return what is to be measured, cluster by cluster, each load from its lowest rate up.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One load on one cluster: what is searched for its goodput."""
+
+    topology: Topology
+    load: Load
+
+
+def parts(topologies: Sequence[Topology], loads: Sequence[Load], only: Sequence[str] = ()) -> list[Part]:
+    """Return what is to be measured, cluster by cluster.
 
     Args:
         only: names of clusters and loads; of either kind none named is all.
-        done: keys of steps that were measured before.
     Raises:
         ValueError: a name in `only` is neither a cluster's nor a load's.
     """
@@ -135,39 +132,46 @@ def steps(
         raise ValueError(
             f"only: {', '.join(sorted(unknown))}: known are {', '.join(sorted(names[0] | names[1]))}"
         )
-    wanted, had = [set(only) & known or known for known in names], set(done)
-    found = [
-        Step(topology, load, rate)
+    wanted = [set(only) & known or known for known in names]
+    return [
+        Part(topology, load)
         for topology in topologies
         for load in loads
-        for rate in sorted(load.rates)
         if topology.name in wanted[0] and load.name in wanted[1]
     ]
-    return [step for step in found if step.key not in had]
 
 
-def plan_lines(planned: Sequence[Step], start_s: float) -> list[str]:
-    """Return what will be done and how long it takes, a line each part, for people.
+def share_s(left_s: float, planned: Sequence[Part], at: int, start_s: float) -> float:
+    """Return what part `at` may take of the time that is left: as much as each one after it.
+
+    Args:
+        left_s: until the end of the budget; the cluster of part `at` runs.
+        start_s: of one cluster; those that are still to be started are taken off.
+    """
+    after = {part.topology for part in planned[at:]} - {planned[at].topology}
+    return (left_s - len(after) * start_s) / (len(planned) - at)
+
+
+def plan_lines(planned: Sequence[Part], start_s: float, budget_s: float) -> list[str]:
+    """Return what will be done and how far the time goes, a line each part, for people.
 
     Args:
         start_s: of one cluster, its warm-up and its first answers.
     """
-    lines, usual, most = [], 0.0, 0.0
-    for topology in dict.fromkeys(step.topology for step in planned):
+    lines = []
+    clusters = dict.fromkeys(part.topology for part in planned)
+    each_s = (budget_s - len(clusters) * start_s) / max(1, len(planned))
+    for topology in clusters:
         lines.append(
             f"{topology.name}: {topology.title}, {topology.gpus} GPUs; start and warm-up {start_s:.0f} s"
         )
-        usual, most = usual + start_s, most + start_s
-        mine = [step for step in planned if step.topology == topology]
-        for load in dict.fromkeys(step.load for step in mine):
-            rates = [step.rate for step in mine if step.load == load]
-            requests = sum(rates) * topology.gpus * load.window_s
-            usual, most = usual + len(rates) * load.usual_s, most + len(rates) * load.most_s
+        for load in (part.load for part in planned if part.topology == topology):
+            rungs = ", ".join(f"{rate:g}" for rate in sorted(load.rates))
+            requests = sum(load.rates) / len(load.rates) * topology.gpus * load.window_s
             lines.append(
-                f"  {load.name}: {', '.join(f'{rate:g}' for rate in rates)} requests/s per GPU, "
-                f"{load.warmup_s:g} + {load.window_s:g} + {load.cooldown_s:g} s each; {len(rates)} x "
-                f"{load.usual_s:.0f} s = {len(rates) * load.usual_s:.0f} s; "
-                f"about {requests:.0f} measured requests"
+                f"  {load.name}: of {rungs} requests/s per GPU about {int(each_s / load.usual_s)}, "
+                f"{load.warmup_s:g} + {load.window_s:g} + {load.cooldown_s:g} s each, {load.usual_s:.0f} s "
+                f"in all; about {requests:.0f} measured requests each"
             )
-    lines.append(f"together about {usual:.0f} s, at most {most:.0f} s if every rate runs into its timeout")
+    lines.append(f"together at most {budget_s:.0f} s")
     return lines

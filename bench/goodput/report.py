@@ -89,19 +89,25 @@ def head(targets: Sequence[str]) -> list[str]:
     ]
 
 
-def markdown(results: Results, targets: Mapping[str, Targets], share: float) -> str:
-    """Return all of it as Markdown."""
+def markdown(
+    results: Results, targets: Mapping[str, Targets], share: float, *, beside_vllm: bool = False
+) -> str:
+    """Return all of it as Markdown; with a row of the reference where model and GPU are the same."""
     names = list(targets)
     found = goodputs(results, names, share)
     parts = []
     for load in results.loads:
         parts += [f"\n{load}:\n", _table(head(names), table_rows(results, load, names))]
-    rows = [
-        [load, topology, *(str(found.get((load, topology, name), "–")) for name in names)]
-        for load in results.loads
-        for topology in results.topologies
-        if results.of(topology, load)
-    ]
+    rows = []
+    for load in results.loads:
+        rows += [
+            [load, topology, *(str(found.get((load, topology, name), "–")) for name in names)]
+            for topology in results.topologies
+            if results.of(topology, load)
+        ]
+        if beside_vllm and load in VLLM:
+            known = [goodput(VLLM[load].get(name, ()), share) for name in names]
+            rows.append([load, "vLLM 0.26, co-located", *(str(best or "–") for best in known)])
     parts += [
         f"\nGoodput, requests/s per GPU at which {100 * share:g} % meet TTFT / TPOT, "
         "linear between measured rates:\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,18 @@ import pytest
 
 from bench.goodput.answers import Agreement
 from bench.goodput.curve import Bound, Goodput, goodput
+from bench.goodput.draw import even_seed
 from bench.goodput.main import main
 from bench.goodput.page import chart, results_page
-from bench.goodput.plan import Load, Step, Topology, plan_lines, steps
+from bench.goodput.plan import Load, Step, Topology, parts, plan_lines, share_s
 from bench.goodput.point import Point, make_point
 from bench.goodput.report import goodputs, markdown
 from bench.goodput.results import Results, read_results
+from bench.goodput.search import next_rate
 from loadtest.measures import Targets
+from loadtest.plan import Plan
 from loadtest.record import Outcome, Record
+from loadtest.scenario import Scenario
 
 PD, TWO = Topology.parse("1p1d"), Topology.parse("2b")
 TALK = Load("talk", "talk", (2.0, 1.0), warmup_s=1, window_s=4, cooldown_s=1)
@@ -78,31 +83,60 @@ def test_a_cluster_that_could_not_answer_is_refused(name: str) -> None:
         Topology.parse(name)
 
 
-def test_steps_go_cluster_by_cluster_from_the_lowest_rate_without_those_done() -> None:
-    def keys(**which: object) -> list[tuple[str, str, float]]:
-        return [step.key for step in steps([PD, TWO], [TALK, LONG], **which)]  # type: ignore[arg-type]
+def test_parts_go_cluster_by_cluster() -> None:
+    def names(*only: str) -> list[tuple[str, str]]:
+        return [(part.topology.name, part.load.name) for part in parts([PD, TWO], [TALK, LONG], only)]
 
-    of_pd = [("1p1d", "talk", 1.0), ("1p1d", "talk", 2.0), ("1p1d", "long", 3.0)]
-    assert keys() == of_pd + [("2b", *key[1:]) for key in of_pd]
-    assert keys(only=["1p1d"]) == of_pd
-    assert keys(only=["long"]) == [("1p1d", "long", 3.0), ("2b", "long", 3.0)]
-    assert keys(only=["2b", "talk"], done=[("2b", "talk", 1.0)]) == [("2b", "talk", 2.0)]
+    assert names() == [("1p1d", "talk"), ("1p1d", "long"), ("2b", "talk"), ("2b", "long")]
+    assert names("1p1d") == names()[:2]
+    assert names("long") == [("1p1d", "long"), ("2b", "long")]
+    assert names("2b", "talk") == [("2b", "talk")]
     with pytest.raises(ValueError, match="nonsense: known are 1p1d, 2b, long, talk"):
-        keys(only=["nonsense"])
+        names("nonsense")
 
 
-def test_the_plan_adds_up() -> None:
-    lines = plan_lines(steps([PD], [TALK, LONG]), start_s=50)
-    each = TALK.usual_s
-    assert f"2 x {each:.0f} s" in lines[1]
-    assert "about 24 measured requests" in lines[1]  # (1 + 2)/s on 2 GPUs for 4 s
-    assert lines[-1].startswith(f"together about {50 + 2 * each + LONG.usual_s:.0f} s")
+def test_the_time_left_is_shared_among_what_is_left() -> None:
+    planned = parts([PD, TWO], [TALK, LONG])
+    assert share_s(530, planned, 0, start_s=30) == 125  # one more start, and four parts
+    assert share_s(400, planned, 1, start_s=30) == pytest.approx(370 / 3)
+    assert share_s(250, planned, 2, start_s=30) == 125
+    assert share_s(90, planned, 3, start_s=30) == 90
+
+
+def test_the_plan_says_how_far_the_time_goes() -> None:
+    lines = plan_lines(parts([PD], [TALK, LONG]), start_s=50, budget_s=250)
+    assert f"of 1, 2 requests/s per GPU about {int(100 / TALK.usual_s)}, 1 + 4 + 1 s each" in lines[1]
+    assert "about 12 measured requests each" in lines[1]  # 1.5/s on 2 GPUs for 4 s
+    assert lines[-1] == "together at most 250 s"
+
+
+def searched(rungs: list[float], limits: dict[str, float]) -> list[float]:
+    """Rates in the order in which they are measured where targets are met up to these limits."""
+    shares: dict[float, dict[str, float]] = {}
+    while (rate := next_rate(rungs, shares, list(limits), 0.9)) is not None:
+        assert rate not in shares
+        shares[rate] = {name: 0.95 if rate <= limit else 0.5 for name, limit in limits.items()}
+    return list(shares)
+
+
+def test_rates_are_searched_by_bisection_for_all_targets() -> None:
+    rungs = [float(rate) for rate in range(6, 21)]
+    assert searched(rungs, {"a": 16.5}) == [13, 17, 15, 16]
+    assert searched(rungs, {"a": 1.0}) == [13, 9, 7, 6]
+    assert searched(rungs, {"a": 99.0}) == [13, 17, 19, 20]
+    apart = searched(rungs, {"a": 9.5, "b": 16.5})
+    assert {9, 10, 16, 17} <= set(apart)
+    assert apart[:3] == [13, 9, 17]  # the widest gaps first, of equal ones the lower
+    assert len(apart) <= 8
+    assert searched([3.0], {"a": 1.0}) == [3.0]
+    # A lucky rate above one that failed says nothing: the search goes on below.
+    assert next_rate([1, 2, 3, 4], {2: {"a": 0.5}, 4: {"a": 1.0}}, ["a"], 0.9) == 1
 
 
 def test_plan_measures_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--plan", "--long-rates", "2", "4", "--only", "2b", "--out", str(tmp_path / "g")]) == 0
     out = capsys.readouterr().out
-    assert "2, 4 requests/s per GPU" in out
+    assert "of 2, 4 requests/s per GPU" in out
     assert "1p1d" not in out
     assert not list(tmp_path.iterdir())
 
@@ -117,6 +151,29 @@ def test_goodput_lies_between_the_rates_around_it() -> None:
     assert lucky.rate == pytest.approx(1 + 0.1 / 0.15)
     assert str(lucky) == "1.67"
     assert str(Goodput(2, Bound.AT_LEAST)) == "≥ 2.00"
+
+
+def test_the_draw_that_is_sent_has_the_load_that_its_rate_says() -> None:
+    def scenario(seed: int) -> Scenario:
+        return Scenario(
+            "grpc://x", rate=20, duration_s=12, seed=seed, input="uniform:10:1000", output="lognormal:50:1"
+        )
+
+    def off(seed: int) -> float:
+        plan = Plan(scenario(seed))
+        due = [plan.request(index) for index in range(plan.size or 0)]
+        due = [one for one in due if one.at_s is not None and 1 <= one.at_s < 11]
+        return max(
+            abs(len(due) / 200 - 1),
+            abs(sum(one.input_tokens for one in due) / (200 * 505) - 1),
+            abs(sum(one.output_tokens for one in due) / (200 * 50 * math.exp(0.5)) - 1),
+        )
+
+    seed = even_seed(scenario, 1, 11, first=7)
+    assert seed == even_seed(scenario, 1, 11, first=7)
+    assert 7 <= seed < 7 + 24
+    assert off(seed) < 0.06
+    assert sum(off(other) > 0.06 for other in range(7, 31)) > 12
 
 
 def record(planned_s: float, ttft_s: float, gap_s: float, tokens: int = 3, **changes: object) -> Record:
@@ -182,6 +239,9 @@ def test_table_page_and_chart_show_points_and_warnings() -> None:
     text = markdown(found, TARGETS, 0.9)
     assert "| talk | 1p1d | ≥ 2.00 | 1.33 |" in text
     assert "95.0 % (89–98)" in text
+    assert "vLLM" not in text
+    beside = markdown(results(point(load="long")), TARGETS, 0.9, beside_vllm=True)
+    assert "| long | vLLM 0.26, co-located | 5.29 | 2.66 |" in beside
     assert "warning: 1p1d talk at 2: <slow> generator" in text
     page = results_page(found, {"talk": "a <title>"}, TARGETS, 0.9, beside_vllm=True)
     assert page.count("<svg") == len(TARGETS) + 3
