@@ -18,7 +18,7 @@ Two nouns: a `Region` is registered memory, a transfer takes blocks from here to
 | frames, payloads | the bytes on the wire |
 | links, zmq_tcp, fake | what carries frames |
 | shared_memory, locked_file, host | host memory that peers map, and its cleaning up |
-| cuda_ipc, runs | GPU memory that peers open, and copies of it |
+| cuda_ipc, copy_batch, runs | GPU memory that peers open, and copies of it |
 | block_store, device_blocks | blocks as bytes, for transports that send frames |
 | sender, peer_link, outbound, lease, copier | the sending end |
 | receiver, inbound, fences | the receiving end |

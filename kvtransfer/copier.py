@@ -76,9 +76,13 @@ class WriteGate:
         return not self._closed and self._clock() < self.deadline and self._receiver_lives()
 
     def write(
-        self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]
+        self,
+        group: int,
+        target_block_ids: Sequence[int],
+        source_block_ids: Sequence[int],
+        part: range | None = None,
     ) -> int | None:
-        """Copy one batch of blocks, unless it is too late.
+        """Copy one batch of blocks, or a part of each, unless it is too late.
 
         Returns:
             Bytes moved; None: too late, nothing was copied.
@@ -88,7 +92,7 @@ class WriteGate:
                 return None
             self._num_writing += 1
         try:
-            return self._writer.write(group, target_block_ids, source_block_ids)
+            return self._writer.write(group, target_block_ids, source_block_ids, part)
         finally:
             with self._idle:
                 self._num_writing -= 1

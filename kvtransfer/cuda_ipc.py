@@ -19,13 +19,13 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
+from kvtransfer.copy_batch import Copy, queue_copies
 from kvtransfer.errors import CudaError
 from kvtransfer.host import pid_namespace
 from kvtransfer.region import CudaExport, DeviceMemory, Region, RegionFacts
-from kvtransfer.runs import merge_runs
+from kvtransfer.runs import CopyRun, merge_runs
 
 T = TypeVar("T")
 
@@ -33,7 +33,6 @@ T = TypeVar("T")
 MAX_BATCH_BYTES = 256 << 20
 _GRANULE_BYTES = 2 << 20  # smaller allocations share a page, and a handle would export neighbours
 _NON_BLOCKING_STREAM = 1  # does not wait for the default stream, nor that for it
-_COPY_DEFAULT = 4  # the pointers say from where to where
 _LAZY_PEER_ACCESS = 1
 _DISABLE_TIMING = 2
 
@@ -62,7 +61,6 @@ class _Runtime(Protocol):
     def eventRecord(self, event: int, stream: int) -> None: ...  # noqa: N802
     def eventSynchronize(self, event: int) -> None: ...  # noqa: N802
     def eventDestroy(self, event: int) -> None: ...  # noqa: N802
-    def memcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> None: ...  # noqa: N802
 
 
 def _runtime() -> _Runtime:
@@ -171,15 +169,6 @@ def open_device(export: CudaExport, num_bytes: int, device: str) -> DeviceAlloca
     return DeviceAllocation(DeviceMemory(pointer, num_bytes, ordinal, export), device, is_own=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """One copy between two addresses, of any GPU or of pinned host memory."""
-
-    target: int
-    source: int
-    num_bytes: int
-
-
 class CopyStream:
     """A stream that copies; for any threads, whose current GPU it sets."""
 
@@ -193,19 +182,20 @@ class CopyStream:
     def copy(self, copies: Sequence[Copy]) -> None:
         """Copy after what other threads queued before, and wait for it; lets go of the GIL.
 
+        Args:
+            copies: at least one.
         Raises:
-            RuntimeError: CUDA's error; none of the copies is being made any more.
+            CudaError, RuntimeError: CUDA's error; none of the copies is being made any more.
         """
         cuda = self._cuda
         cuda.setDevice(self._ordinal)
         done = cuda.eventCreateWithFlags(_DISABLE_TIMING)
         try:
             with self._lock:
-                for copy in copies:
-                    cuda.memcpyAsync(copy.target, copy.source, copy.num_bytes, _COPY_DEFAULT, self._stream)
+                queue_copies(copies, self._stream)
                 cuda.eventRecord(done, self._stream)
             cuda.eventSynchronize(done)
-        except RuntimeError:
+        except (CudaError, RuntimeError):
             cuda.streamSynchronize(self._stream)  # what was queued before a failure writes too
             raise
         finally:
@@ -273,16 +263,31 @@ class CudaIpcWriter:
         """One thread queues a whole batch; the next thread's runs right behind."""
         return self.batch_blocks
 
-    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
-        """Copy blocks, run by run; in place when this returns."""
+    def write(
+        self,
+        group: int,
+        target_block_ids: Sequence[int],
+        source_block_ids: Sequence[int],
+        part: range | None = None,
+    ) -> int:
+        """Copy blocks run by run, parts of them block by block; in place when this returns."""
         target, source = self._targets[group], self._memories[group].pointer
         size = self._block_bytes[group]
-        runs = merge_runs(target_block_ids, source_block_ids)
+        if part is None:
+            runs = merge_runs(target_block_ids, source_block_ids)
+            offset, num_bytes = 0, size
+        else:
+            runs = [CopyRun(*pair, 1) for pair in zip(target_block_ids, source_block_ids, strict=True)]
+            offset, num_bytes = part.start, len(part)
         if target == source:
             # Both workers use one pool (the vault): a block handed over under its own id is in place.
             runs = [run for run in runs if run.target != run.source]
         copies = [
-            Copy(target + run.target * size, source + run.source * size, run.num_blocks * size)
+            Copy(
+                target + run.target * size + offset,
+                source + run.source * size + offset,
+                run.num_blocks * num_bytes,
+            )
             for run in runs
         ]
         if copies:

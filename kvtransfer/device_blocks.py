@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-from kvtransfer.cuda_ipc import Copy, CopyStream, PinnedBuffer
+from kvtransfer.copy_batch import Copy
+from kvtransfer.cuda_ipc import CopyStream, PinnedBuffer
 from kvtransfer.frames import Payload
 from kvtransfer.region import DeviceMemory
 

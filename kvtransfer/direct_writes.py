@@ -60,7 +60,7 @@ class DirectWrites:
         for batch in run.cut(self._gate.batch_blocks):
             first = batch.first_index
             batch_targets = targets[first : first + batch.num_blocks]
-            moved = self._gate.write(run.group, batch_targets, batch.source_block_ids)
+            moved = self._gate.write(run.group, batch_targets, batch.source_block_ids, run.part)
             if moved is None:
                 return None
             num_bytes += moved

@@ -60,10 +60,18 @@ class DirectWriter(Protocol):
     def piece_blocks(self, num_blocks: int) -> int:
         """Blocks that one thread should take of so many that were pushed together, >= 1."""
 
-    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
+    def write(
+        self,
+        group: int,
+        target_block_ids: Sequence[int],
+        source_block_ids: Sequence[int],
+        part: range | None = None,
+    ) -> int:
         """Copy blocks, pair by pair; they are in place when this returns, and none is being
         written when it raises.
 
+        Args:
+            part: which bytes of each block; None: all.
         Returns:
             Bytes moved: none for a block that is in place already, since both ends have one pool.
         """

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,27 +29,10 @@ from kvtransfer.payloads import OpenFacts, decode_reason, encode_reason, taken_a
 from kvtransfer.pushes import Pushes
 from kvtransfer.runs import PushedRun
 from kvtransfer.settlement import Settlement
+from kvtransfer.transfer_stats import TransferStats
 
 if TYPE_CHECKING:
     from kvtransfer.peer_link import PeerLink
-
-
-@dataclass(frozen=True, slots=True)
-class TransferStats:
-    """What a finished transfer did.
-
-    Attributes:
-        transport: name.
-        blocks: blocks sent, over all groups.
-        bytes: bytes moved, headers excluded; none where blocks were computed in place.
-        exposed_s: from commit() until the receiver had taken it, seconds; where the two do not share a
-            clock, until its ACK was here.
-    """
-
-    transport: str
-    blocks: int
-    bytes: int
-    exposed_s: float
 
 
 class _State(enum.Enum):
@@ -137,8 +120,9 @@ class OutboundTransfer:
         first_index: int,
         src_block_ids: Sequence[int],
         ready: Callable[[], object] | None = None,
+        part: range | None = None,
     ) -> None:
-        """Send blocks; positions may come in any order, each at most once.
+        """Send blocks; positions may come in any order, each at most once, or in parts from front to back.
 
         Args:
             group: index of the region.
@@ -148,15 +132,20 @@ class OutboundTransfer:
                 a time, so it must let go of the GIL and must return in the end (a CUDA event's
                 synchronize does; made with blocking sync it does not spin). What it raises fails
                 the transfer. None: they are computed already.
+            part: which bytes of each block, where others are not computed yet; None: all.
         Raises:
             InvalidTransferError: out of range, already pushed, or after commit() or fail().
         """
         if self._closing:
             raise InvalidTransferError("push", "the transfer was committed or failed already")
-        self._pushes.add(group, first_index, src_block_ids)
+        self._pushes.add(group, first_index, src_block_ids, part)
         if not src_block_ids:
             return
-        run = PushedRun(group, first_index, tuple(src_block_ids), ready)
+        if self._writes is None and part is not None:
+            part, is_last = None, part.stop == self._link.sources[group].block_bytes
+            if not is_last:
+                return  # frames carry whole blocks
+        run = PushedRun(group, first_index, tuple(src_block_ids), ready, part)
         if self._writes is not None and self.writable():
             # Spares it ways: nothing is to be copied, or the copy threads can begin at once.
             targets = self._block_ids[group][first_index : first_index + run.num_blocks]
@@ -173,10 +162,12 @@ class OutboundTransfer:
         Args:
             payload: handed to the receiver's `Committed`; at most 1 MiB.
         Raises:
-            InvalidTransferError: too large, or after commit() or fail().
+            InvalidTransferError: too large, parts are missing, or after commit() or fail().
         """
         if self._closing:
             raise InvalidTransferError("commit", "the transfer was committed or failed already")
+        if self._pushes.has_unfinished:
+            raise InvalidTransferError("commit", "of some blocks only a part was pushed")
         if len(payload) > MAX_CONTROL_BYTES:
             raise InvalidTransferError("payload", f"{len(payload)} bytes, at most {MAX_CONTROL_BYTES}")
         self._closing = True
@@ -332,7 +323,7 @@ class OutboundTransfer:
             sent = min(room, run.num_blocks)
             self._num_sent += sent
             if sent < run.num_blocks:
-                self._queue.appendleft(run.part(sent, run.num_blocks))
+                self._queue.appendleft(run.between(sent, run.num_blocks))
 
     def _unreadable(self, error: Exception) -> None:
         """Give up, since a block cannot be read or written; on any thread."""
@@ -346,9 +337,10 @@ class OutboundTransfer:
     def _placed(self, run: PushedRun, num_bytes: int) -> None:
         if self._state is not _State.OPEN:
             return
-        self._num_sent += run.num_blocks
         self._num_bytes += num_bytes
-        self._send(Kind.PLACED, b"", run.group, run.first_index, run.num_blocks)
+        for first_index, num_blocks in self._pushes.wrote(run):
+            self._num_sent += num_blocks
+            self._send(Kind.PLACED, b"", run.group, first_index, num_blocks)
         self._pump()
 
     def _renew(self, now: float) -> None:
@@ -375,10 +367,11 @@ class OutboundTransfer:
         self.done.set_result(TransferStats(self._link.transport, self._num_sent, self._num_bytes, exposed_s))
 
     def _expire(self) -> None:
+        where = self._link.peer.endpoint
         if self._state is _State.OPENING:
-            self._give_up(ReceiverGoneError(f"{self._link.peer.endpoint} does not answer"))
+            self._give_up(ReceiverGoneError(f"{where} does not answer"))
         else:
-            self._give_up(LeaseExpiredError(f"no answer from {self._link.peer.endpoint} for most of a lease"))
+            self._give_up(LeaseExpiredError(f"no answer from {where} for most of a lease"))
 
     def _give_up(self, error: TransferError) -> None:
         if self._state is not _State.DONE:

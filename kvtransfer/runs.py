@@ -12,26 +12,28 @@ class PushedRun:
 
     Attributes:
         ready: returns once the source blocks are computed; None: they are.
+        part: which bytes of each block; None: all.
     """
 
     group: int
     first_index: int
     source_block_ids: tuple[int, ...]
     ready: Callable[[], object] | None
+    part: range | None = None
 
     @property
     def num_blocks(self) -> int:
         """Blocks of the run."""
         return len(self.source_block_ids)
 
-    def part(self, start: int, end: int) -> PushedRun:
+    def between(self, start: int, end: int) -> PushedRun:
         """Get the blocks from `start` to before `end`."""
         ids = self.source_block_ids[start:end]
-        return PushedRun(self.group, self.first_index + start, ids, self.ready)
+        return PushedRun(self.group, self.first_index + start, ids, self.ready, self.part)
 
     def cut(self, size: int) -> list[PushedRun]:
         """Cut into parts of `size` blocks; the last may be smaller, none is empty."""
-        return [self.part(start, start + size) for start in range(0, self.num_blocks, size)]
+        return [self.between(start, start + size) for start in range(0, self.num_blocks, size)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,14 +125,21 @@ class SharedMemoryWriter:
         smallest = min(int(blocks.shape[1]) for blocks in self._sources)
         return max(-(-num_blocks // NUM_COPY_THREADS), -(-_MIN_PIECE_BYTES // smallest))
 
-    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
+    def write(
+        self,
+        group: int,
+        target_block_ids: Sequence[int],
+        source_block_ids: Sequence[int],
+        part: range | None = None,
+    ) -> int:
         """Copy blocks, run by run; in place when this returns. Lets go of the GIL once a run."""
         targets, sources = self._targets[group], self._sources[group]
+        bytes_of = slice(None) if part is None else slice(part.start, part.stop)
         moved = 0
         for run in merge_runs(target_block_ids, source_block_ids):
             if targets is not sources or run.target != run.source:
-                source = sources[run.source : run.source + run.num_blocks]
-                np.copyto(targets[run.target : run.target + run.num_blocks], source)
+                source = sources[run.source : run.source + run.num_blocks, bytes_of]
+                np.copyto(targets[run.target : run.target + run.num_blocks, bytes_of], source)
                 moved += source.nbytes
         return moved
 

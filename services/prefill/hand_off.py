@@ -12,7 +12,8 @@ import time
 
 from baton.v1 import kv_pb2
 from engine.events import BlocksFilled, Event, RequestCancelled, RequestFailed, TokenSampled
-from kvtransfer.outbound import OutboundTransfer, TransferStats
+from kvtransfer.outbound import OutboundTransfer
+from kvtransfer.transfer_stats import TransferStats
 from services.common.tracing import Span
 
 _logger = logging.getLogger(__name__)

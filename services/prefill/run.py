@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from engine.engine import Engine
 from engine.events import Event, RequestCancelled, RequestFailed, TokenSampled
 from engine.request import Request
-from kvtransfer.outbound import OutboundTransfer, TransferStats
+from kvtransfer.outbound import OutboundTransfer
+from kvtransfer.transfer_stats import TransferStats
 from services.common.errors import BatonError, ErrorReason
 from services.common.tracing import PassedOn, Span
 from services.prefill.hand_off import HandOff

@@ -97,6 +97,25 @@ def test_blocks_wait_until_they_are_computed(rig: Rig) -> None:
     assert np.array_equal(rig.pools[0][1:4], sender.pools[0][4:7])
 
 
+def test_blocks_may_come_in_parts_while_the_rest_is_computed(rig: Rig) -> None:
+    size = SIZES[0][0]
+    rig.receiver.expect("t", 1, [[5, 2, 3], []], LEASE_S)
+    sender = rig.make_sender()
+    transfer = sender.begin(rig.receiver, "t", 1, [[5, 2, 3], []])
+    transfer.push(0, 0, [7, 8, 9], part=range(3000))
+    transfer.push(0, 0, [7], part=range(3000, 4000))
+    time.sleep(0.05)
+    assert not any(isinstance(event, Arrived) for event in rig.events)
+    transfer.push(0, 1, [8, 9], part=range(3000, size))
+    transfer.push(0, 0, [7], part=range(4000, size))
+    transfer.commit(b"")
+    stats = transfer.done.result(5)
+    assert (stats.blocks, stats.bytes) == (3, 3 * size)
+    assert rig.outcomes == [Committed("t", 1, b"", 3, 3 * size)]
+    assert np.array_equal(rig.pools[0][[5, 2, 3]], sender.pools[0][7:10])
+    assert rig.untouched(sorted(set(range(40)) - {5, 2, 3}))
+
+
 def test_fail_is_reported_with_its_reason(rig: Rig) -> None:
     rig.receiver.expect("t", 3, [[1, 2], []], LEASE_S)
     transfer = rig.make_sender().begin(rig.receiver, "t", 3, [[1, 2], []])

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from kvtransfer.cuda_ipc import Copy, CopyStream
+from kvtransfer.copy_batch import Copy
+from kvtransfer.cuda_ipc import CopyStream
 from kvtransfer.errors import CudaError, TransportUnavailableError
 from kvtransfer.events import Committed, ReceiverEvent
 from kvtransfer.host import pid_namespace

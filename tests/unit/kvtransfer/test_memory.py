@@ -107,6 +107,10 @@ def test_a_writer_sees_the_owners_blocks() -> None:
     assert np.array_equal(blocks[2], source[1])
     assert np.array_equal(blocks[3], source[0])
     assert not blocks[:2].any()
+    assert writer.write(0, [0, 1], [2, 0], range(1000, 1500)) == 1000
+    assert np.array_equal(blocks[:2, 1000:1500], source[[2, 0], 1000:1500])
+    assert not blocks[:2, :1000].any()
+    assert not blocks[:2, 1500:].any()
     writer.close()
     del blocks
     shared.close()
@@ -143,7 +147,13 @@ class RecordingWriter:
     def piece_blocks(self, num_blocks: int) -> int:
         return num_blocks
 
-    def write(self, group: int, target_block_ids: Sequence[int], source_block_ids: Sequence[int]) -> int:
+    def write(
+        self,
+        group: int,
+        target_block_ids: Sequence[int],
+        source_block_ids: Sequence[int],
+        part: range | None = None,
+    ) -> int:
         self.entered.set()
         assert self.leave.wait(5)
         self.written.append((group, [*target_block_ids], [*source_block_ids]))

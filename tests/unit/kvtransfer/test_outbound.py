@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvtransfer.errors import LeaseExpiredError, ReceiverGoneError, TransferError
+from kvtransfer.errors import InvalidTransferError, LeaseExpiredError, ReceiverGoneError, TransferError
 from kvtransfer.frames import Header, Kind
 from kvtransfer.outbound import OutboundTransfer
 
@@ -23,7 +23,7 @@ class Wire:
         self.sent: list[Header] = []
         self.removed = False
         self.writer = SimpleNamespace(write=self.write, piece_blocks=lambda num: -(-num // 2), batch_blocks=2)
-        self.written: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+        self.written: list[tuple[int, tuple[int, ...], tuple[int, ...], range | None]] = []
         self.sources = [SimpleNamespace(num_blocks=4, block_bytes=8)]
         self.peer = SimpleNamespace(incarnation="r1", endpoint="tcp://host:1")
         self.transport, self.liveness_name = "shared_memory", "baton-alive-1-aa"
@@ -103,9 +103,44 @@ def test_a_batch_is_no_larger_than_the_writer_takes(wire: Wire, transfer: Outbou
     ready: list[int] = []
     answer(transfer, Kind.GRANT, 1)
     transfer.push(0, 0, [3, 2, 1, 0], ready=lambda: ready.append(len(wire.written)))
-    assert wire.written == [(0, (0, 1), (3, 2)), (0, (2, 3), (1, 0))]
+    assert wire.written == [(0, (0, 1), (3, 2), None), (0, (2, 3), (1, 0), None)]
     assert ready == [0, 1]  # before what it is for
     assert [(header.first_index, header.count) for header in wire.sent[1:]] == [(0, 2), (2, 2)]
+
+
+def test_a_block_is_placed_when_all_its_parts_are(wire: Wire, transfer: OutboundTransfer) -> None:
+    answer(transfer, Kind.GRANT, 1)
+    transfer.push(0, 0, [3, 2], part=range(6))
+    with pytest.raises(InvalidTransferError, match="only a part"):
+        transfer.commit(b"")
+    transfer.push(0, 0, [3], part=range(6, 8))
+    transfer.push(0, 2, [1])
+    transfer.push(0, 1, [2], part=range(6, 8))
+    transfer.commit(b"")
+    assert wire.written == [
+        (0, (0,), (3,), range(6)),
+        (0, (1,), (2,), range(6)),
+        (0, (0,), (3,), range(6, 8)),
+        (0, (2,), (1,), None),
+        (0, (1,), (2,), range(6, 8)),
+    ]
+    assert [(header.kind, header.first_index, header.count) for header in wire.sent[1:]] == [
+        (Kind.PLACED, 0, 1),
+        (Kind.PLACED, 2, 1),
+        (Kind.PLACED, 1, 1),
+        (Kind.COMMIT, 0, 3),
+    ]
+
+
+@pytest.mark.parametrize("part", [range(5, 8), range(7, 9), range(6, 6), range(8)])
+def test_parts_follow_each_other_and_stay_inside_the_block(
+    wire: Wire, transfer: OutboundTransfer, part: range
+) -> None:
+    answer(transfer, Kind.GRANT, 1)
+    transfer.push(0, 0, [3], part=range(6))
+    with pytest.raises(InvalidTransferError, match=r"part|pushed before"):
+        transfer.push(0, 0, [3], part=part)
+    assert len(wire.written) == 1
 
 
 def test_blocks_that_are_never_computed_fail_the_transfer(wire: Wire, transfer: OutboundTransfer) -> None:

@@ -13,7 +13,7 @@ from engine.errors import StepFailedError
 from engine.events import BlocksFilled, RequestCancelled, RequestFailed, TokenSampled
 from engine.request import FinishReason
 from engine.step import SampledToken
-from kvtransfer.outbound import TransferStats
+from kvtransfer.transfer_stats import TransferStats
 from services.common.tracing import PassedOn
 from services.prefill.hand_off import HandOff
 
