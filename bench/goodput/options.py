@@ -11,8 +11,8 @@ from bench.goodput.report import target_name
 from bench.goodput.shapes import SHAPES
 from loadtest.measures import Targets
 
-_CONVERSATION = (6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 25)
-_LONG = (1.4, 1.8, 2.2, 2.5, 2.8, 3.1, 3.4, 3.6, 3.8, 4, 4.2, 4.5, 5, 5.5, 6)
+_CONVERSATION = (6, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22)
+_LONG = (1.8, 2.2, 2.7, 3.1, 3.4, 3.7, 4, 4.3, 4.6, 5, 5.5, 6)
 # (TTFT, s; TPOT, ms)
 _TARGETS = ("1/20", "0.5/15", "0.5/10")
 
@@ -84,7 +84,7 @@ def parser(text: str) -> argparse.ArgumentParser:
         help=f"likewise (default: {' '.join(map(str, _LONG))})",
     )
     add("--warmup", type=float, default=3.0, help="seconds at each rate that do not count (default: 3)")
-    add("--window", type=float, default=0.0, help="seconds that do (default: 16; 24 of the load long)")
+    add("--window", type=float, default=0.0, help="seconds that do (default: 15; 20 of the load long)")
     add("--cooldown", type=float, default=2.0, help="seconds after it, under load still (default: 2)")
     add("--timeout", type=float, default=60.0, help="give a request up after so many seconds (default: 60)")
     add(
@@ -139,7 +139,7 @@ def loads_of(args: argparse.Namespace) -> list[Load]:
                 length_scale=args.length_scale,
                 max_input=args.max_input,
                 max_output=args.max_output,
-                window_s=args.window or 16.0,
+                window_s=args.window or 15.0,
                 **times,
             )
         )
@@ -150,7 +150,7 @@ def loads_of(args: argparse.Namespace) -> list[Load]:
             tuple(args.long_rates),
             args.input,
             args.output,
-            window_s=args.window or 24.0,
+            window_s=args.window or 20.0,
             **times,
         )
     )

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-GENERATORS_START_S = 2.5
-CHECK_BLOCKS_S = 1.5
-USUAL_DRAIN_S = 6.0
+GENERATORS_START_S = 2.0
+CHECK_BLOCKS_S = 1.2
+USUAL_DRAIN_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)

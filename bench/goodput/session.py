@@ -101,14 +101,12 @@ class Session:
     def _measure(self, measured: Measured, at: int) -> None:
         """Search for the goodput of one part, in its share of the time that is left."""
         part = self.planned[at]
-        needed_s = part.load.usual_s
         part_end_s = time.monotonic() + share_s(self._left_s(), self.planned, at, self.start_s)
         while (rate := self._next_rate(part)) is not None:
-            if time.monotonic() + needed_s > part_end_s:
+            if time.monotonic() + part.load.usual_s > part_end_s:
                 self.say(f"{part.load.name}: {rate:g} and what comes after it are left out: no time")
                 return
             point = measured.measure(Step(part.topology, part.load, rate))
-            needed_s = max(needed_s, point.wall_s)
             self.results.add(point)
             self.on_point()
             self._tell(point)
