@@ -1,11 +1,13 @@
 // step_inputs: the inputs of one step, made on the device from what the host says of each row and from the state
 // that lives here between steps: every request's block table and the token that it drew last.
 //
-// step_inputs   one block a row r = {slot, start, tokens, first, pending}: writes for its tokens i
+// step_inputs   one block a row r = {slot, start, tokens, first, pending, decodes, chunk_first}: writes for its tokens i
 //                 position[first + i] = start + i,  slot_mapping = block * block_size + offset,
 //                 token_id = pending ? last_tokens[slot] : host_tokens[first + i],
-//               and for the row  context_lens[r] = start + tokens, cu_seqlens_q[r] = first, and its block table.
-//               slot < 0: an empty place of one token, which stores nothing (slot -1) and attends to nothing (context 0).
+//               and for the row  context_lens[r] = start + tokens, decode_lens[r] = the same if it decodes, otherwise 0,
+//               cu_seqlens_q[r] = chunk_first, and its block table. What cu_seqlens_q gives to attention_prefill is the
+//               chunks' tokens: decode rows and empty places have none there.
+//               slot < 0: an empty place, whose tokens store nothing (slot -1); it attends to nothing (context 0).
 // step_edits    tables[where[i]] = block[i].
 // step_outputs  last_tokens[slots[i]] = tokens[i].
 //
@@ -16,24 +18,26 @@
 #include "common.cuh"
 
 struct Row {  // 32 bytes
-  i32 slot, start, tokens, first, pending, unused[3];
+  i32 slot, start, tokens, first, pending, decodes, chunk_first, unused;
 };
 
 extern "C" __global__ void __launch_bounds__(256)
     step_inputs(const Row* __restrict__ rows, const i32* __restrict__ host_tokens, const i32* __restrict__ tables,
                 const i32* __restrict__ last_tokens, i32* __restrict__ token_ids, i32* __restrict__ positions,
-                i32* __restrict__ slot_mapping, i32* __restrict__ context_lens, i32* __restrict__ cu_seqlens_q,
-                i32* __restrict__ block_tables, i32 max_blocks, i32 block_shift) {
+                i32* __restrict__ slot_mapping, i32* __restrict__ context_lens, i32* __restrict__ decode_lens,
+                i32* __restrict__ cu_seqlens_q, i32* __restrict__ block_tables, i32 max_blocks, i32 block_shift) {
   const Row row = rows[blockIdx.x];
   const bool empty = row.slot < 0;
   const i32 end = row.start + row.tokens;
   if (threadIdx.x == 0) {
     context_lens[blockIdx.x] = empty ? 0 : end;
-    cu_seqlens_q[blockIdx.x] = row.first;
-    if (blockIdx.x == gridDim.x - 1) cu_seqlens_q[gridDim.x] = row.first + row.tokens;
+    decode_lens[blockIdx.x] = row.decodes ? end : 0;
+    cu_seqlens_q[blockIdx.x] = row.chunk_first;
+    if (blockIdx.x == gridDim.x - 1) cu_seqlens_q[gridDim.x] = row.chunk_first + (empty || row.decodes ? 0 : row.tokens);
   }
   if (empty) {
-    if (threadIdx.x == 0) token_ids[row.first] = 0, positions[row.first] = 0, slot_mapping[row.first] = -1;
+    for (int at = row.first + threadIdx.x; at < row.first + row.tokens; at += 256)
+      token_ids[at] = 0, positions[at] = 0, slot_mapping[at] = -1;
     return;
   }
   const i32* table = tables + i64(row.slot) * max_blocks;

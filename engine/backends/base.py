@@ -110,7 +110,12 @@ class Step(Protocol):
 
     @property
     def num_decodes(self) -> int:
-        """Leading rows, and tokens, that attention_decode serves."""
+        """Leading rows, and tokens, that attention_decode serves; 0: none."""
+        ...
+
+    @property
+    def has_chunks(self) -> bool:
+        """Whether there are tokens that attention_prefill serves."""
         ...
 
     @property
@@ -244,7 +249,10 @@ class Backend(Protocol):
         shape: AttentionShape,
         out: torch.Tensor,
     ) -> None:
-        """Attend causally, aligned bottom right, from the chunks' queries. Modifies out[num_decodes:]."""
+        """Attend causally, aligned bottom right, from the chunks' queries. Modifies their rows of `out`.
+
+        Comes after attention_decode, which in a padded step writes zeros there.
+        """
         ...
 
     def block_copy(self, pool: KVPool, src: Sequence[int], dst: Sequence[int]) -> None:

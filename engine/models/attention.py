@@ -41,7 +41,7 @@ class Attention:
         )
         if step.num_decodes:
             backend.attention_decode(q, step, pool, self.layer, self.shape, out)
-        if step.num_decodes < step.num_tokens:
+        if step.has_chunks:
             backend.attention_prefill(q, step, pool, self.layer, self.shape, out)
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,77 @@ def test_graphs_follow_what_changes(directory: Path) -> None:
         assert not runner.logits(len(rows)).isnan().any()
     differing = sum(a != b for a, b in zip(*answers, strict=True))
     assert differing <= 2, "more than near-ties in products of other sizes can explain"
+
+
+def chunk_row(request: Request, start: int, num_tokens: int) -> ScheduledRow:
+    return ScheduledRow(request, start, num_tokens, start + num_tokens == len(request.token_ids))
+
+
+@pytest.mark.parametrize("decodes", [0, 1, 30, 200])
+@pytest.mark.parametrize("chunks", [(5,), (1, 90, 16), (300,)])
+def test_a_replayed_graph_of_chunks_gives_the_same_bits(
+    directory: Path, decodes: int, chunks: tuple[int, ...]
+) -> None:
+    """Chunks in the middle of prompts and at their ends, beside requests that decode."""
+    runner = Runner(directory)
+    requests = [runner.request(random_tokens(3 + index % 40)) for index in range(decodes)]
+    for start in range(0, decodes, 20):
+        some = requests[start : start + 20]
+        for request, token in zip(some, runner.step(*map(prompt_row, some)), strict=True):
+            request.token_ids.append(token)
+    rows = [decode_row(request) for request in requests]
+    for index, length in enumerate(chunks):
+        request = runner.request(random_tokens(40 + length + index % 2), blocks=25)
+        runner.step(chunk_row(request, 0, 40))
+        rows.append(chunk_row(request, 40, length))
+    count = sum(row.sample for row in rows)
+    eager = runner.step(*rows)
+    wanted = runner.logits(count)
+    assert not wanted.isnan().any()
+    for _ in range(3):  # captured, then replayed
+        assert runner.step(*rows) == eager
+        assert torch.equal(runner.logits(count), wanted)
+
+
+def test_graphs_follow_steps_that_mix(directory: Path) -> None:
+    """Prompts come in chunks of all lengths while others decode, as with no graph at all."""
+    answers, steps = [], 0
+    for graphs in (True, False):
+        runner = Runner(directory, graphs=graphs)
+        torch.manual_seed(5)
+        draw = random.Random(5)
+        waiting = [runner.request(random_tokens(draw.randint(1, 180)), f"m{n}", blocks=16) for n in range(60)]
+        lengths = {request.request_id: len(request.token_ids) for request in waiting}
+        done: dict[str, int] = {request.request_id: 0 for request in waiting}
+        running: list[Request] = []
+        while waiting or any(len(r.token_ids) < lengths[r.request_id] + 8 for r in running):
+            running += [waiting.pop() for _ in range(min(len(waiting), draw.randint(0, 3)))]
+            decodes = [
+                r
+                for r in running
+                if done[r.request_id] and len(r.token_ids) < lengths[r.request_id] + 8
+                and done[r.request_id] >= lengths[r.request_id]
+            ]  # fmt: skip
+            rows = [decode_row(request) for request in decodes]
+            for request in running:
+                left = lengths[request.request_id] - done[request.request_id]
+                if left > 0 and draw.random() < 0.7:
+                    taken = min(left, draw.choice((1, 2, 17, 64, 200)))
+                    rows.append(chunk_row(request, done[request.request_id], taken))
+                    done[request.request_id] += taken
+            rows.sort(key=lambda row: row.num_tokens > 1)
+            if not rows:
+                continue
+            steps += 1
+            tokens = runner.step(*rows)
+            for row, token in zip([row for row in rows if row.sample], tokens, strict=True):
+                row.request.token_ids.append(token)
+        assert not runner.pool.blocks[runner._next_block :].isfinite().any(), "a block of nobody was written"
+        answers.append({r.request_id: r.token_ids[lengths[r.request_id] :] for r in running})
+        assert set(map(len, answers[-1].values())) == {8}
+    assert steps > 60
+    differing = sum(answers[0][name] != answers[1][name] for name in answers[0])
+    assert differing <= 6, "more than near-ties in products of other sizes can explain"
 
 
 def test_a_token_that_the_host_does_not_know_is_taken_on_the_device(directory: Path) -> None:

@@ -36,6 +36,7 @@ class CpuStep:
         self.metadata = metadata
         self.num_decodes = metadata.num_decodes
         self.num_tokens = metadata.num_tokens
+        self.has_chunks = metadata.num_decodes < metadata.num_tokens
         self._decode_work: dict[int | None, DecodeWork] = {}
         self._partials: FloatArray | None = None
 

@@ -54,7 +54,7 @@ class PoolAttention:
                 window=shape.sliding_window or 0,
             )
         if shape not in step.decode_plans:
-            attention.plan(step.context_lens[:rows])
+            attention.plan(step.decode_lens)
             step.decode_plans.add(shape)
         attention(
             q[:rows],
@@ -67,8 +67,7 @@ class PoolAttention:
     def prefill(
         self, q: torch.Tensor, step: CudaStep, layer: int, shape: AttentionShape, out: torch.Tensor
     ) -> None:
-        """Attend from the rows after the decode rows."""
-        rows = step.num_decodes
+        """Attend from the tokens of chunks."""
         attention = self._prefill.get(shape)
         if attention is None:
             attention = self._prefill[shape] = AttentionPrefill(
@@ -83,13 +82,13 @@ class PoolAttention:
         plan = step.prefill_plans.get(shape)
         if plan is None:
             plan = step.prefill_plans[shape] = attention.plan(
-                step.cu_seqlens_q[rows:], step.context_lens[rows:], step.num_tokens
+                step.cu_seqlens_q, step.context_lens, step.num_tokens
             )
         attention(
             q,
             self._blocks,
             layer,
-            step.block_tables[rows:],
+            step.block_tables,
             plan,
             out.view(step.num_tokens, shape.num_heads, shape.head_dim),
         )

@@ -119,10 +119,11 @@ class CudaBackend:
 
     def begin(self, metadata: BatchMetadata, pool: KVPool) -> CudaStep:
         """All metadata in one copy."""
+        num_decodes = metadata.num_decodes
         arrays = (
             metadata.positions,
             metadata.slot_mapping,
-            metadata.cu_seqlens_q,
+            np.maximum(metadata.cu_seqlens_q, num_decodes),  # decode rows are of one token each
             metadata.context_lens,
             metadata.block_tables.ravel(),
         )
@@ -131,15 +132,17 @@ class CudaBackend:
         positions, slots, cu_seqlens_q, context_lens, tables = (
             flat[end - len(array) : end] for end, array in zip(ends, arrays, strict=True)
         )
-        decode_context = int(metadata.context_lens[: metadata.num_decodes].sum())
-        self.attention(pool).reserve(metadata.num_decodes, decode_context)
+        decode_context = int(metadata.context_lens[:num_decodes].sum())
+        self.attention(pool).reserve(num_decodes, decode_context)
         return CudaStep(
-            num_decodes=metadata.num_decodes,
+            num_decodes=num_decodes,
             num_tokens=metadata.num_tokens,
+            has_chunks=num_decodes < metadata.num_tokens,
             positions=positions,
             slot_mapping=slots,
             cu_seqlens_q=cu_seqlens_q,
             context_lens=context_lens,
+            decode_lens=context_lens[:num_decodes],
             block_tables=tables.view(metadata.block_tables.shape),
         )
 

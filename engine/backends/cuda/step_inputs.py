@@ -10,10 +10,13 @@ from engine.backends.cuda.source import Build
 from engine.backends.cuda.target import DeviceFacts
 
 ROW = np.dtype(
-    [(name, np.int32) for name in ("slot", "start", "tokens", "first", "pending")]
-    + [("unused", np.int32, (3,))]
+    [
+        (name, np.int32)
+        for name in ("slot", "start", "tokens", "first", "pending", "decodes", "chunk_first", "unused")
+    ]
 )
-"""slot < 0: an empty place of one token; start, tokens: what runs; first: of the row's tokens in the step."""
+"""slot < 0: an empty place, whose tokens store nothing; start, tokens: what runs; first: of the row's tokens
+in the step; decodes: attention_decode serves it; chunk_first: first, if only chunks had tokens."""
 
 _THREADS = 256
 
@@ -24,7 +27,7 @@ class StepBuffers:
 
     Attributes:
         token_ids, positions, slot_mapping: int32[max_tokens].
-        context_lens: int32[max_rows].
+        context_lens, decode_lens: int32[max_rows].
         cu_seqlens_q: int32[max_rows + 1].
         block_tables: int32[max_rows, max_blocks].
     """
@@ -33,6 +36,7 @@ class StepBuffers:
     positions: torch.Tensor
     slot_mapping: torch.Tensor
     context_lens: torch.Tensor
+    decode_lens: torch.Tensor
     cu_seqlens_q: torch.Tensor
     block_tables: torch.Tensor
 
@@ -48,6 +52,7 @@ class StepBuffers:
             positions=buffer(max_tokens),
             slot_mapping=buffer(max_tokens, value=-1),
             context_lens=buffer(max_rows),
+            decode_lens=buffer(max_rows),
             cu_seqlens_q=buffer(max_rows + 1),
             block_tables=buffer(max_rows, max_blocks, value=-1),
         )
@@ -83,7 +88,7 @@ class DeviceState:
 
         Args:
             rows: num_rows of ROW, as bytes.
-            host_tokens: int32[T]; those of pending rows are not read.
+            host_tokens: int32[T]; those of pending rows and empty places are not read.
         """
         self._inputs(
             (num_rows, 1, 1),
@@ -96,6 +101,7 @@ class DeviceState:
             out.positions,
             out.slot_mapping,
             out.context_lens,
+            out.decode_lens,
             out.cu_seqlens_q,
             out.block_tables,
             np.int32(self.tables.shape[1]),

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from engine.backends.batch import IntArray
 from engine.backends.cuda.step_inputs import ROW
+from engine.runner.cuda.shapes import StepShape
 from engine.step import ScheduledRow
 
 
@@ -18,10 +19,10 @@ class Batch:
     """One step.
 
     Attributes:
-        rows: ROW[B], decode rows first; then empty places, in a padded step.
+        shape: padding included.
+        rows: ROW[B], decode rows first; then empty places.
         tokens: int32[T], as far as the host knows them.
         num_rows: without empty places.
-        num_decodes: leading rows that attention_decode serves, empty places included.
         context_tokens: sum of the context lengths of the decode rows.
         sampled: rows that are sampled, R of them.
         sample_tokens: int32[R], index of each one's last token.
@@ -29,10 +30,10 @@ class Batch:
         sample_positions: int32[R], of the token to be drawn.
     """
 
+    shape: StepShape
     rows: npt.NDArray[np.void]
     tokens: IntArray
     num_rows: int
-    num_decodes: int
     context_tokens: int
     sampled: tuple[ScheduledRow, ...]
     sample_tokens: IntArray
@@ -40,9 +41,20 @@ class Batch:
     sample_positions: IntArray
 
     @property
-    def is_decode(self) -> bool:
-        """Whether every row is a decode row."""
-        return self.num_decodes == len(self.rows)
+    def wanted(self) -> IntArray:
+        """sample_tokens and as many others as the shape has room for."""
+        return np.pad(self.sample_tokens, (0, self.shape.num_wanted - len(self.sample_tokens)))
+
+
+def shape_of(rows: Sequence[ScheduledRow], num_decodes: int) -> StepShape:
+    """The shape of a step without padding."""
+    return StepShape(
+        num_rows=len(rows),
+        num_decodes=num_decodes,
+        num_tokens=sum(row.num_tokens for row in rows),
+        num_wanted=sum(row.sample for row in rows),
+        has_chunks=num_decodes < len(rows),
+    )
 
 
 def decodes_first(rows: Sequence[ScheduledRow], prompts_apart: bool) -> tuple[Sequence[ScheduledRow], int]:
@@ -62,7 +74,7 @@ def decodes_first(rows: Sequence[ScheduledRow], prompts_apart: bool) -> tuple[Se
 
 
 def build_batch(
-    rows: Sequence[ScheduledRow], num_decodes: int, slots: Sequence[int], padded_rows: int
+    rows: Sequence[ScheduledRow], num_decodes: int, slots: Sequence[int], shape: StepShape
 ) -> Batch:
     """Lay out a step.
 
@@ -70,7 +82,7 @@ def build_batch(
         rows: decode rows first.
         num_decodes: of them.
         slots: of the rows.
-        padded_rows: at least len(rows); more only if every row is a decode row.
+        shape: at least shape_of(rows); with more tokens it has more rows, too.
     """
     count = len(rows)
     tokens: list[int] = []
@@ -81,25 +93,28 @@ def build_batch(
             tokens.append(row.request.token_ids[row.start])
         else:
             tokens += row.request.token_ids[row.start : row.start + row.num_tokens]
-    tokens += [0] * (padded_rows - count)
-    table = np.zeros(padded_rows, ROW)
+    num_tokens = len(tokens)
+    tokens += [0] * (shape.num_tokens - num_tokens)
+    table = np.zeros(shape.num_rows, ROW)
     table["slot"][:count] = slots
     table["slot"][count:] = -1
     table["start"][:count] = [row.start for row in rows]
     lengths = table["tokens"]
     lengths[:count] = [row.num_tokens for row in rows]
-    lengths[count:] = 1
+    if shape.num_rows > count:
+        lengths[-1] = shape.num_tokens - num_tokens
     table["pending"][:count] = [row.pending for row in rows]
     ends = np.cumsum(lengths, dtype=np.int32)
     table["first"] = ends - lengths
-    num_decodes += padded_rows - count
+    table["decodes"][:num_decodes] = 1
+    table["chunk_first"] = np.clip(table["first"], num_decodes, num_tokens)
     contexts = table["start"] + lengths
     wanted = np.fromiter((row.sample for row in rows), np.bool_, count)
     return Batch(
+        shape=shape,
         rows=table,
         tokens=np.array(tokens, np.int32),
         num_rows=count,
-        num_decodes=num_decodes,
         context_tokens=int(contexts[:num_decodes].sum()),
         sampled=tuple(rows) if wanted.all() else tuple(row for row in rows if row.sample),
         sample_tokens=(ends[:count] - 1)[wanted],

@@ -1,67 +1,57 @@
-"""Decode steps as CUDA graphs, at a ladder of batch sizes.
+"""Steps as CUDA graphs, one a shape.
 
-A size is run as it is the first time, which loads what it needs, captured the second time and
+A shape is run as it is the first time, which loads what it needs, captured the second time and
 replayed from then on. All graphs share one memory pool: one runs at a time.
 """
 
 from __future__ import annotations
 
-import bisect
 import gc
 from collections.abc import Callable
 
 import torch
 
-
-def ladder(max_rows: int) -> tuple[int, ...]:
-    """Batch sizes, growing: 1, 2, 4, then by eights, from 64 on by sixteens; the last is max_rows."""
-    sizes = {1, 2, 4, *range(8, 64, 8), *range(64, max_rows, 16)}
-    return (*sorted(size for size in sizes if size < max_rows), max_rows)
+from engine.runner.cuda.shapes import StepShape
 
 
-class DecodeGraphs:
-    """Runs `forward(size)`, which must launch the same work on the same addresses every time."""
+class StepGraphs:
+    """Runs `forward(shape)`, which must launch the same work on the same addresses every time."""
 
-    def __init__(self, forward: Callable[[int], torch.Tensor], sizes: tuple[int, ...]) -> None:
+    def __init__(self, forward: Callable[[StepShape], torch.Tensor]) -> None:
         self._forward = forward
-        self._sizes = sizes
         self._memory = torch.cuda.graph_pool_handle()
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._seen: set[int] = set()
-
-    def size_for(self, rows: int) -> int:
-        """The smallest size that holds so many rows."""
-        return self._sizes[bisect.bisect_left(self._sizes, rows)]
+        self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._seen: set[StepShape] = set()
 
     def drop(self) -> None:
         """Forget every graph: an address in them is not valid any more."""
         self._graphs.clear()
         self._seen.clear()
 
-    def run(self, size: int) -> torch.Tensor:
-        """Launch forward(size), or the graph of it, on the current stream; returns what it returns."""
-        found = self._graphs.get(size)
+    def run(self, shape: StepShape) -> torch.Tensor:
+        """Launch forward(shape), or the graph of it, on the current stream; returns what it returns."""
+        found = self._graphs.get(shape)
         if found is None:
-            if size not in self._seen:
-                self._seen.add(size)
-                return self._forward(size)
-            found = self._graphs[size] = self._capture(size)
+            if shape not in self._seen:
+                self._seen.add(shape)
+                return self._forward(shape)
+            found = self._graphs[shape] = self._capture(shape)
         graph, result = found
         graph.replay()
         return result
 
-    def _capture(self, size: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    def _capture(self, shape: StepShape) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         graph = torch.cuda.CUDAGraph()
         # The collector might free the graph of an engine that is gone, which ends a capture.
         collects = gc.isenabled()
         gc.disable()
         try:
-            return graph, self._record(graph, size)
+            return graph, self._record(graph, shape)
         finally:
             if collects:
                 gc.enable()
 
-    def _record(self, graph: torch.cuda.CUDAGraph, size: int) -> torch.Tensor:
+    def _record(self, graph: torch.cuda.CUDAGraph, shape: StepShape) -> torch.Tensor:
         # Other threads of this process copy KV meanwhile: only this one must not wait for the device.
         with torch.cuda.graph(
             graph,
@@ -69,4 +59,4 @@ class DecodeGraphs:
             stream=torch.cuda.current_stream(),
             capture_error_mode="thread_local",
         ):
-            return self._forward(size)
+            return self._forward(shape)

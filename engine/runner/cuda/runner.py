@@ -3,6 +3,8 @@
 launch   slots and edits of block tables ─► one copy to the device ─► step_inputs ─► model ─► draws
          ─► copies to the host, event               (graph: from step_inputs to the logits)
 wait     the event, then tokens by request
+
+Steps of decode alone and steps with chunks are padded to the shapes of a ladder, and each shape is a graph.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ from engine.grammar.bitmask import num_words
 from engine.kv.host_tier import slots_in
 from engine.models.transformer import Transformer
 from engine.runner.block_store import move_blocks
-from engine.runner.cuda.batch import Batch, build_batch, decodes_first
+from engine.runner.cuda.batch import Batch, build_batch, decodes_first, shape_of
 from engine.runner.cuda.block_store import PinnedBlockStore
 from engine.runner.cuda.foretold import ForetoldValues, foretold
-from engine.runner.cuda.graphs import DecodeGraphs, ladder
+from engine.runner.cuda.graphs import StepGraphs
 from engine.runner.cuda.pending import CudaPendingStep
 from engine.runner.cuda.sampler import DeviceSampler, Drawn
+from engine.runner.cuda.shapes import ShapeLadder, StepShape
 from engine.runner.cuda.slots import Slots
 from engine.runner.cuda.staging import Staging
+from engine.runner.prompt_logprobs import is_wanted
 from engine.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from engine.step import BlockCopy, ScheduledRow, SchedulerOutput
 
@@ -61,18 +65,32 @@ class CudaRunner:
         self._slots = Slots(max_rows, max_blocks)
         self._sampler = DeviceSampler(max_rows, vocab_size, eos_token_ids, device)
         self._state = DeviceState(max_rows, max_blocks, pool.group.block_size, device)
-        self._buffers = StepBuffers.create(max_tokens, max_rows, max_blocks, device)
+        self._buffers = StepBuffers.create(max_tokens, max_rows + 1, max_blocks, device)
         edits = max_rows * max_blocks * 8
         rows = max_rows * (ROW.itemsize + _SAMPLE_BYTES + _LIST_BYTES + 4 * num_words(vocab_size))
         self._staging = Staging(rows + max_tokens * _TOKEN_BYTES + edits + _PADDING_BYTES, device)
         self._prompts_apart = config.batch_invariant
-        self._every_row = torch.arange(max_rows, dtype=torch.int32, device=device)
         backend.reserve_logits(max_rows, vocab_size)
         self._attention = backend.attention(pool)
-        self._graphs = DecodeGraphs(self._decode, ladder(max_rows)) if config.graphs else None
+        self._attention.reserve(max_rows, 0)
         self._generation = self._attention.generation
+        self._ladder = ShapeLadder(max_rows, max_tokens)
+        self._graphs = StepGraphs(self._run) if config.graphs else None
         torch.cuda.synchronize()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if self._graphs is not None:
+            self._capture(self._graphs)
+
+    @torch.inference_mode()
+    def _capture(self, graphs: StepGraphs) -> None:
+        """Capture what is needed first, so that no request waits for it; the rest when it comes up."""
+        with torch.cuda.stream(self._stream):
+            for shape in self._ladder.first:
+                nothing = build_batch((), 0, (), shape)
+                self._staging.send((nothing.rows, nothing.tokens, nothing.wanted))
+                for _ in range(2):
+                    graphs.run(shape)
+            self._stream.synchronize()
 
     @torch.inference_mode()
     def launch(self, output: SchedulerOutput) -> CudaPendingStep:
@@ -103,10 +121,12 @@ class CudaRunner:
         slots, new = self._slots.find(rows)
         for index in new:
             self._sampler.assign(slots[index], rows[index].request)
-        padded = len(rows)
-        if self._graphs is not None and num_decodes == len(rows):
-            padded = self._graphs.size_for(padded)
-        batch = build_batch(rows, num_decodes, slots, padded)
+        shape = shape_of(rows, num_decodes)
+        # Log-probabilities of prompts want any number of logits.
+        padded = None
+        if self._graphs is not None and not is_wanted(rows):
+            padded = self._ladder.padded(shape)
+        batch = build_batch(rows, num_decodes, slots, padded or shape)
         host_rows = self._sampler.rows(batch)
         asked = foretold(rows, batch.sample_tokens)
         where, blocks = self._slots.take_edits()
@@ -114,7 +134,7 @@ class CudaRunner:
             (
                 batch.rows,
                 batch.tokens,
-                batch.sample_tokens if asked is None else asked.wanted,
+                batch.wanted if asked is None else asked.wanted,
                 batch.sample_slots,
                 np.array(where, np.int32),
                 np.array(blocks, np.int32),
@@ -122,8 +142,13 @@ class CudaRunner:
                 *(() if asked is None else asked.parts),
             )
         )
+        self._attention.reserve(batch.shape.num_decodes, batch.context_tokens)
         self._state.edit(parts[4].view(torch.int32), parts[5].view(torch.int32))
-        logits = self._forward(batch, parts, plain=asked is None)
+        wanted = parts[2].view(torch.int32)
+        if padded is None:
+            logits = self._run(batch.shape, wanted)
+        else:
+            logits = self._replay(batch, wanted)
         rest = 6 + len(host_rows.parts)
         values = None
         if asked is not None:
@@ -135,47 +160,43 @@ class CudaRunner:
         self._state.outputs(parts[3].view(torch.int32), drawn.tokens)
         return batch, drawn, values
 
-    def _forward(self, batch: Batch, parts: Sequence[torch.Tensor], plain: bool) -> torch.Tensor:
-        """Logits float32[R, V] of the wanted rows; those of a `plain` step are the sampled ones."""
-        self._attention.reserve(batch.num_decodes, batch.context_tokens)
-        if self._graphs is not None and self._generation != self._attention.generation:
+    def _replay(self, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
+        """Logits float32[R, V] of the tokens `wanted`, by a graph."""
+        assert self._graphs is not None
+        if self._generation != self._attention.generation:
             self._graphs.drop()
             self._generation = self._attention.generation
-        wanted = parts[2].view(torch.int32)
-        if self._graphs is None or not batch.is_decode or not plain:
-            return self._step(batch, parts[0], parts[1], wanted)
-        logits = self._graphs.run(len(batch.rows))
+        logits = self._graphs.run(batch.shape)
         count = len(batch.sampled)
-        return logits[:count] if count == batch.num_rows else logits.index_select(0, wanted)
+        if batch.shape.has_chunks or count == batch.num_rows:
+            return logits[:count]
+        return logits.index_select(0, wanted[:count])
 
-    def _decode(self, size: int) -> torch.Tensor:
-        """A decode step of `size` rows, as `_launch` has sent it: logits float32[size, V]."""
-        rows, tokens = self._staging.front(size * ROW.itemsize, size * 4)
-        return self._run(size, size, size, rows, tokens, self._every_row[:size])
+    def _run(self, shape: StepShape, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        """A step as `_launch` has sent it.
 
-    def _step(
-        self, batch: Batch, rows: torch.Tensor, tokens: torch.Tensor, wanted: torch.Tensor
-    ) -> torch.Tensor:
-        return self._run(len(batch.rows), batch.num_decodes, len(batch.tokens), rows, tokens, wanted)
-
-    def _run(
-        self,
-        num_rows: int,
-        num_decodes: int,
-        num_tokens: int,
-        rows: torch.Tensor,
-        tokens: torch.Tensor,
-        wanted: torch.Tensor,
-    ) -> torch.Tensor:
+        Args:
+            wanted: int32[R], tokens; None: where a graph finds them, num_wanted of them.
+        Returns:
+            Logits float32[R, V].
+        """
+        num_rows, num_tokens = shape.num_rows, shape.num_tokens
+        rows, tokens, sent = self._staging.front(
+            num_rows * ROW.itemsize, num_tokens * 4, shape.num_wanted * 4
+        )
+        if wanted is None:
+            wanted = sent.view(torch.int32)
         buffers = self._buffers
         self._state.inputs(rows, num_rows, tokens, buffers)
         step = CudaStep(
-            num_decodes=num_decodes,
+            num_decodes=shape.num_decodes,
             num_tokens=num_tokens,
+            has_chunks=shape.has_chunks,
             positions=buffers.positions[:num_tokens],
             slot_mapping=buffers.slot_mapping[:num_tokens],
             cu_seqlens_q=buffers.cu_seqlens_q[: num_rows + 1],
             context_lens=buffers.context_lens[:num_rows],
+            decode_lens=buffers.decode_lens[: shape.num_decodes],
             block_tables=buffers.block_tables[:num_rows],
         )
         return self._model.forward(buffers.token_ids[:num_tokens], step, self._pool, wanted)

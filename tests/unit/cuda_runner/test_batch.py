@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
 
 from engine.request import Request
-from engine.runner.cuda.batch import build_batch, decodes_first
-from engine.runner.cuda.graphs import ladder
+from engine.runner.cuda.batch import Batch, build_batch, decodes_first, shape_of
 from engine.runner.cuda.runner import independent_runs
+from engine.runner.cuda.shapes import ShapeLadder, StepShape, chunk_sizes, decode_sizes
 from engine.sampling_params import SamplingParams
 from engine.step import BlockCopy, ScheduledRow
 
@@ -27,37 +28,104 @@ def test_decodes_then_chunks() -> None:
         create_row(20, 4, 6, False),
         create_row(12, 9, 3, True),
     ]
-    batch = build_batch(rows, 3, [4, 2, 0, 1, 3], len(rows))
+    batch = build_batch(rows, 3, [4, 2, 0, 1, 3], shape_of(rows, 3))
     assert batch.tokens.tolist() == [107, 0, 103, 104, 105, 106, 107, 108, 109, 109, 110, 111]
     assert batch.rows["slot"].tolist() == [4, 2, 0, 1, 3]
     assert batch.rows["start"].tolist() == [7, 5, 3, 4, 9]
     assert batch.rows["tokens"].tolist() == [1, 1, 1, 6, 3]
     assert batch.rows["first"].tolist() == [0, 1, 2, 3, 9]
     assert batch.rows["pending"].tolist() == [0, 1, 0, 0, 0]
-    assert (batch.num_rows, batch.num_decodes, batch.is_decode) == (5, 3, False)
+    assert batch.rows["decodes"].tolist() == [1, 1, 1, 0, 0]
+    assert batch.rows["chunk_first"].tolist() == [3, 3, 3, 3, 9]
+    assert batch.shape == StepShape(5, 3, 12, 3, has_chunks=True)
     assert batch.context_tokens == 8 + 6 + 4
     assert [row.request.request_id for row in batch.sampled] == ["8", "5", "12"]
     assert batch.sample_tokens.tolist() == [0, 1, 11]
     assert batch.sample_slots.tolist() == [4, 2, 3]
     assert batch.sample_positions.tolist() == [8, 6, 12]
+    assert batch.wanted.tolist() == [0, 1, 11]
 
 
 def test_empty_places_fill_a_padded_step() -> None:
-    batch = build_batch([create_row(8, 7, 1, True), create_row(3, 2, 1, True)], 2, [5, 1], 4)
+    shape = StepShape(4, 4, 4, 4, has_chunks=False)
+    batch = build_batch([create_row(8, 7, 1, True), create_row(3, 2, 1, True)], 2, [5, 1], shape)
     assert batch.rows["slot"].tolist() == [5, 1, -1, -1]
-    assert batch.rows["tokens"].tolist() == [1, 1, 1, 1]
-    assert batch.rows["first"].tolist() == [0, 1, 2, 3]
+    assert batch.rows["tokens"].tolist() == [1, 1, 0, 2]
+    assert batch.rows["first"].tolist() == [0, 1, 2, 2]
+    assert batch.rows["decodes"].tolist() == [1, 1, 0, 0]
     assert batch.tokens.tolist() == [107, 102, 0, 0]
-    assert (batch.num_rows, batch.num_decodes, batch.is_decode) == (2, 4, True)
+    assert batch.num_rows == 2
     assert batch.sample_slots.tolist() == [5, 1]
+    assert batch.wanted.tolist() == [0, 1, 0, 0]
 
 
-def test_ladder_ends_at_the_largest_batch() -> None:
-    for largest in (1, 2, 3, 8, 9, 64, 65, 200, 256):
-        sizes = ladder(largest)
-        assert sizes[-1] == largest
-        assert list(sizes) == sorted(set(sizes))
-    assert len(ladder(256)) < 30
+def test_ladders_end_at_the_largest_step() -> None:
+    for largest in (1, 2, 3, 8, 9, 16, 17, 64, 65, 200, 256, 2048, 3000):
+        for sizes in (decode_sizes(largest), chunk_sizes(largest)):
+            assert sizes[-1] == largest
+            assert list(sizes) == sorted(set(sizes))
+    assert len(decode_sizes(256)) < 30
+    assert len(chunk_sizes(2048)) < 40
+
+
+def step_inputs(batch: Batch) -> tuple[list[int], list[tuple[int, int]], list[int]]:
+    """As cuda/step_inputs.cu: decode_lens, tokens that cu_seqlens_q gives each row, rows of tokens."""
+    rows, owners = batch.rows, [-1] * batch.shape.num_tokens
+    lens = [int(row["start"] + row["tokens"]) if row["decodes"] else 0 for row in rows]
+    last = rows[-1]
+    end = last["chunk_first"] + (0 if last["slot"] < 0 or last["decodes"] else last["tokens"])
+    bounds = [*rows["chunk_first"].tolist(), int(end)]
+    for index, row in enumerate(rows):
+        for at in range(row["first"], row["first"] + row["tokens"]):
+            assert owners[at] == -1, "a token of two rows"
+            owners[at] = index if row["slot"] >= 0 else len(rows)
+    return lens, list(itertools.pairwise(bounds)), owners
+
+
+def test_every_step_fits_its_graph() -> None:
+    """Each token has one row, each row one kind of attention, and logits are a selection of the tokens."""
+    draw = random.Random(4)
+    ladder = ShapeLadder(max_rows=20, max_tokens=100)
+    for _ in range(300):
+        num_decodes, num_chunks = draw.randint(0, 12), draw.randint(0, 8)
+        rows = [create_row(30, draw.randrange(30), 1, True) for _ in range(num_decodes)]
+        for _ in range(num_chunks):
+            length = draw.randint(1, 12)
+            rows.append(create_row(30, 0, length, draw.random() < 0.5))
+        if not rows:
+            continue
+        exact = shape_of(rows, num_decodes)
+        shape = ladder.padded(exact)
+        if shape is None:
+            assert max(exact.num_tokens, exact.num_wanted) > 80
+            continue
+        batch = build_batch(rows, num_decodes, list(range(len(rows))), shape)
+        assert (len(batch.rows), len(batch.tokens), len(batch.wanted)) == (
+            shape.num_rows,
+            shape.num_tokens,
+            shape.num_wanted,
+        )
+        lens, bounds, owners = step_inputs(batch)
+        assert -1 not in owners
+        assert [end - begin for begin, end in bounds] == [
+            row.num_tokens if num_decodes <= index < len(rows) else 0
+            for index, row in enumerate([*rows, *[rows[0]] * (shape.num_rows - len(rows))])
+        ]
+        for index, (begin, end) in enumerate(bounds):
+            assert set(owners[begin:end]) <= {index}
+        assert [place for place, length in enumerate(lens) if length] == list(range(num_decodes))
+        assert num_decodes <= shape.num_decodes <= shape.num_tokens
+        assert shape.has_chunks == (num_chunks > 0)
+        assert shape.num_wanted < shape.num_tokens or not shape.has_chunks
+        assert batch.wanted.tolist()[: len(batch.sampled)] == batch.sample_tokens.tolist()
+        assert batch.wanted.max(initial=0) < exact.num_tokens
+
+
+def test_what_is_captured_first() -> None:
+    first = ShapeLadder(max_rows=256, max_tokens=2048).first
+    assert first[0] == StepShape(257, 256, 2048, 256, has_chunks=True)
+    assert [shape.num_rows for shape in first[1:]] == list(reversed(decode_sizes(256)))
+    assert not any(shape.has_chunks for shape in ShapeLadder(max_rows=256, max_tokens=256).first)
 
 
 def test_copies_run_as_if_one_after_the_other() -> None:
