@@ -6,6 +6,7 @@ replayed from then on. All graphs share one memory pool: one runs at a time.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable
 
@@ -52,11 +53,14 @@ class StepGraphs:
                 gc.enable()
 
     def _record(self, graph: torch.cuda.CUDAGraph, shape: StepShape) -> torch.Tensor:
+        # Not torch.cuda.graph: it waits for the device, which has a step to run, and gives memory back.
         # Other threads of this process copy KV meanwhile: only this one must not wait for the device.
-        with torch.cuda.graph(
-            graph,
-            pool=self._memory,
-            stream=torch.cuda.current_stream(),
-            capture_error_mode="thread_local",
-        ):
-            return self._forward(shape)
+        graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+        try:
+            result = self._forward(shape)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return result
