@@ -99,14 +99,16 @@ class Session:
         self.say(f"warm; {alone.equal} of {alone.asked} prompts asked alone got the same answer twice")
 
     def _measure(self, measured: Measured, at: int) -> None:
-        """Search for the goodput of one part, in its share of the time that is left."""
+        """Search for the goodput of one part, in its share of the time that is left; one rate at least."""
         part = self.planned[at]
-        part_end_s = time.monotonic() + share_s(self._left_s(), self.planned, at, self.start_s)
+        share_end_s = time.monotonic() + share_s(self._left_s(), self.planned, at, self.start_s)
+        part_end_s = self.end_s
         while (rate := self._next_rate(part)) is not None:
             if time.monotonic() + part.load.usual_s > part_end_s:
                 self.say(f"{part.load.name}: {rate:g} and what comes after it are left out: no time")
                 return
             point = measured.measure(Step(part.topology, part.load, rate))
+            part_end_s = share_end_s
             self.results.add(point)
             self.on_point()
             self._tell(point)
