@@ -8,13 +8,10 @@ from pathlib import Path
 import openai
 import pytest
 import torch
-from openai import AsyncOpenAI
 from safetensors.torch import load_file, save_file
 
-from services.gateway.app import Gateway
-from services.gateway.config import GatewayConfig
+from tests.support.served_model import serve
 from tests.support.tiny_models import ids_of, save_tiny_llama
-from tests.support.workers import all_free, decode_worker, engine_config, eventually, prefill_worker
 
 
 def save_model_that_cannot_take(path: Path, token_id: int) -> Path:
@@ -29,20 +26,10 @@ def save_model_that_cannot_take(path: Path, token_id: int) -> Path:
 
 async def test_the_bad_one_fails_and_the_others_go_on(tmp_path: Path) -> None:
     model = save_model_that_cannot_take(tmp_path / "tiny", ids_of("Z")[0])
-    gateway = Gateway(
-        GatewayConfig(grpc_port=0, http_port=0, model=str(model), drain_timeout_s=1.0, max_retries=1)
-    )
-    await gateway.start()
-    addresses = [gateway.grpc_address]
-    async with (
-        prefill_worker(engine_config(model), gateway=addresses) as prefill,
-        decode_worker(engine_config(model), gateway=addresses) as decode,
-        AsyncOpenAI(base_url=f"http://{gateway.http_address}/v1", api_key="none", max_retries=0) as client,
-    ):
-        await eventually(lambda: gateway.generator.model.is_ready)
+    async with serve(model, max_retries=1) as served:
 
         async def complete(prompt: str) -> str:
-            answer = await client.completions.create(
+            answer = await served.client.completions.create(
                 model="tiny", prompt=prompt, max_tokens=40, temperature=0, extra_body={"ignore_eos": True}
             )
             return answer.choices[0].text
@@ -58,5 +45,3 @@ async def test_the_bad_one_fails_and_the_others_go_on(tmp_path: Path) -> None:
         with pytest.raises(openai.InternalServerError):
             await complete(bad)
         assert await complete(bad[:-1]), "what is left in blocks and caches spoils nothing"
-        await all_free(prefill, decode)
-    await gateway.stop()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,9 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 
 from baton.v1.inference_pb2 import GenerateRequest
-from baton.v1.inference_pb2_grpc import InferenceServiceStub
 from baton.v1.sampling_pb2 import Grammar, SamplingParams
-from services.gateway.app import Gateway
-from services.gateway.config import GatewayConfig
+from tests.support.served_model import ServedModel, serve
 from tests.support.tiny_models import save_tiny_llama
-from tests.support.workers import all_free, decode_worker, engine_config, eventually, prefill_worker
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 CHAT: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "max_tokens": 300}
@@ -61,28 +57,18 @@ TEMPLATES = {
 
 
 @pytest_asyncio.fixture(params=["plain"])
-async def served(tmp_path: Path, request: Any) -> AsyncIterator[tuple[AsyncOpenAI, str]]:
-    """A client, and the address of the gRPC API, of a cluster whose template is named by the parameter."""
+async def served(tmp_path: Path, request: Any) -> AsyncIterator[ServedModel]:
+    """A model whose template is named by the parameter."""
     model = save_tiny_llama(tmp_path / "tiny")
     template = model / "chat_template.jinja"
     template.write_text(template.read_text() + TEMPLATES[request.param])
-    gateway = Gateway(GatewayConfig(grpc_port=0, http_port=0, model=str(model), drain_timeout_s=1.0))
-    await gateway.start()
-    addresses = [gateway.grpc_address]
-    async with (
-        prefill_worker(engine_config(model), gateway=addresses) as prefill,
-        decode_worker(engine_config(model), gateway=addresses) as decode,
-        AsyncOpenAI(base_url=f"http://{gateway.http_address}/v1", api_key="none", max_retries=0) as client,
-    ):
-        await eventually(lambda: gateway.generator.model.is_ready)
-        yield client, gateway.grpc_address
-        await all_free(prefill, decode)
-    await gateway.stop()
+    async with serve(model) as served:
+        yield served
 
 
 @pytest.fixture
-def client(served: tuple[AsyncOpenAI, str]) -> AsyncOpenAI:
-    return served[0]
+def client(served: ServedModel) -> AsyncOpenAI:
+    return served.client
 
 
 async def text_of(client: AsyncOpenAI, **fields: Any) -> str:
@@ -198,18 +184,16 @@ async def test_a_model_that_may_call_keeps_to_json_or_calls(client: AsyncOpenAI)
     assert "stop" in made or "tool_calls" in made
 
 
-async def test_grpc_takes_the_same(served: tuple[AsyncOpenAI, str]) -> None:
-    async with grpc.aio.insecure_channel(served[1]) as channel:
-        stub = InferenceServiceStub(channel)
-        sampling = SamplingParams(max_tokens=300, grammar=Grammar(json_schema=json.dumps(SCHEMA)))
-        call = stub.Generate(GenerateRequest(text="hi", sampling=sampling), timeout=20)
-        text = "".join([response.delta.text async for response in call])
-        jsonschema.validate(json.loads(text), SCHEMA)
-        sampling.grammar.regex = "["
-        with pytest.raises(grpc.aio.AioRpcError, match=r"sampling\.grammar: .*regex") as refused:
-            async for _ in stub.Generate(GenerateRequest(text="hi", sampling=sampling), timeout=20):
-                pass
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+async def test_grpc_takes_the_same(served: ServedModel) -> None:
+    sampling = SamplingParams(max_tokens=300, grammar=Grammar(json_schema=json.dumps(SCHEMA)))
+    call = served.stub.Generate(GenerateRequest(text="hi", sampling=sampling), timeout=20)
+    text = "".join([response.delta.text async for response in call])
+    jsonschema.validate(json.loads(text), SCHEMA)
+    sampling.grammar.regex = "["
+    with pytest.raises(grpc.aio.AioRpcError, match=r"sampling\.grammar: .*regex") as refused:
+        async for _ in served.stub.Generate(GenerateRequest(text="hi", sampling=sampling), timeout=20):
+            pass
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 BAD_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}}
@@ -258,35 +242,18 @@ async def test_what_cannot_be_had_is_refused_before_any_work(
 
 
 async def test_a_lost_worker_does_not_lose_the_place_in_the_grammar(tmp_path: Path) -> None:
-    model = save_tiny_llama(tmp_path / "tiny")
-    gateway = Gateway(GatewayConfig(grpc_port=0, http_port=0, model=str(model), drain_timeout_s=1.0))
-    await gateway.start()
     sampling = SamplingParams(max_tokens=300, seed=3, grammar=Grammar(regex="([a-z][0-9]){100}!"))
     request = GenerateRequest(text="count", sampling=sampling)
-    config = engine_config(model)
-    async with (
-        prefill_worker(config, gateway=[gateway.grpc_address]) as prefill,
-        AsyncExitStack() as first_life,
-        AsyncExitStack() as second_life,
-        grpc.aio.insecure_channel(gateway.grpc_address) as channel,
-    ):
-        lives = {
-            await life.enter_async_context(decode_worker(config, gateway=[gateway.grpc_address])): life
-            for life in (first_life, second_life)
-        }
-        await eventually(lambda: len(list(gateway.generator.registry)) == 3)
-        stub = InferenceServiceStub(channel)
+    async with serve(save_tiny_llama(tmp_path / "tiny"), decode=2) as served:
         texts: list[str] = []
         for is_disturbed in (False, True):
             texts.append("")
-            async for response in stub.Generate(request, timeout=60):
+            async for response in served.stub.Generate(request, timeout=60):
                 texts[-1] += response.delta.text
                 if is_disturbed and len(texts[-1]) == 21:
-                    busy = next(worker for worker in lives if worker.host.engine.stats().running)
-                    await lives.pop(busy).aclose()
+                    busy = next(worker for worker in served.decodes if worker.host.engine.stats().running)
+                    await served.end(busy)
                 if response.HasField("finished"):
                     assert response.finished.handoff.retries == is_disturbed
         assert re.fullmatch("([a-z][0-9]){100}!", texts[0])
         assert texts[1] == texts[0]
-        await all_free(prefill, *lives)
-    await gateway.stop()
