@@ -20,12 +20,13 @@ def warm_up(
     """Run a full step of chunks and one of decode rows over a block of scratch.
 
     Returns:
-        Bytes of device memory that are free afterwards, with all that these steps need set aside.
+        Bytes of device memory that are free afterwards, with all that these steps need set aside; twice with
+        graphs, which have memory of their own.
     Raises:
         UnsupportedShapeError: a kernel cannot do what the model needs.
     """
     backend.reserve_logits(config.max_running, model.lm_head.out_features)
-    dtype = backend.dtype
+    dtype, before = backend.dtype, torch.cuda.memory_reserved(backend.device)
     scratch = KVPool(group, torch.zeros(1, *group.shape, dtype=dtype, device=backend.device), None)
     lengths = [context_length] * (config.max_step_tokens // context_length)
     if config.max_step_tokens % context_length:
@@ -39,7 +40,8 @@ def warm_up(
     torch.cuda.synchronize()
     backend.forget(scratch)
     free, _ = torch.cuda.mem_get_info(backend.device)
-    return free
+    of_graphs = torch.cuda.memory_reserved(backend.device) - before if config.graphs else 0
+    return free - of_graphs
 
 
 def _metadata(lengths: list[int], block_size: int) -> BatchMetadata:
