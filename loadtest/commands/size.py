@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -15,10 +17,11 @@ from loadtest.errors import UsageError
 from loadtest.measures import Targets
 from loadtest.percentiles import of_values
 from loadtest.result import read_json
+from loadtest.sizing.cluster import Cluster
 from loadtest.sizing.load import mean_rate, superpose
 from loadtest.sizing.profile import Profile
-from loadtest.sizing.recommend import Split, recommend
-from loadtest.sizing.simulation import Simulated, simulate
+from loadtest.sizing.recommend import CLEAR_GAIN, Judged, gain, recommend
+from loadtest.sizing.simulation import Simulated
 from loadtest.traces import TraceRow, TraceScale, read_trace
 
 
@@ -32,9 +35,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-output", type=int, default=0, help="cut longer answers, tokens; 0: no limit")
     parser.add_argument("--duration", type=float, default=0.0, help="only its first seconds, after scaling")
     parser.add_argument("--copies", type=int, default=1, help="so many of the trace at once (default: 1)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="split N workers")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="split N workers, or not")
     parser.add_argument(
-        "--predict", default="", metavar="P:D", help="simulate P prefill and D decode workers"
+        "--predict",
+        default="",
+        metavar="CLUSTER",
+        help="simulate P:D prefill and decode workers, or co-located ones: 2b, or 2b/512 with steps of 512",
     )
     parser.add_argument(
         "--beside", type=Path, help="with --predict: a measured result's .json to compare with"
@@ -98,11 +104,8 @@ def _load(args: argparse.Namespace) -> list[TraceRow]:
 def _predict(
     args: argparse.Namespace, console: Console, profile: Profile, rows: list[TraceRow], targets: Targets
 ) -> dict[str, object]:
-    try:
-        prefill, decode = (int(part) for part in args.predict.split(":"))
-    except ValueError:
-        raise UsageError(f"predict: P:D, such as 2:3, got {args.predict!r}") from None
-    figures = predicted(simulate(rows, profile, prefill, decode), targets)
+    cluster = Cluster.parse(args.predict, profile)
+    figures = predicted(cluster.simulate(rows, profile), targets)
     found = _measured(read_json(args.beside)) if args.beside else {}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", "predicted", *(("measured", "off by") if found else ())):
@@ -123,44 +126,52 @@ def _recommend(
     args: argparse.Namespace, console: Console, profile: Profile, rows: list[TraceRow], targets: Targets
 ) -> dict[str, object]:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("prefill", "decode", "req/s at most", "per worker", "met at load", "TTFT p90", "TPOT p90"):
-        table.add_column(title, justify="right")
+    for title in ("workers", "req/s", "per worker", "met at load", "TTFT p90", "TPOT p90"):
+        table.add_column(title, justify="left" if title == "workers" else "right", no_wrap=True)
     with console.status("simulating") as status:
 
-        def on_split(split: Split) -> None:
-            status.update(f"{split.prefill} + {split.decode}: {split.max_rate:.3g} requests a second")
+        def on_judged(one: Judged) -> None:
+            status.update(f"{one.cluster}: {one.max_rate:.3g} requests a second")
 
-        splits = recommend(rows, profile, targets, args.workers, args.share, on_split)
-    for split in splits:
-        figures = predicted(split.at_load, targets)
+        tried = recommend(rows, profile, targets, args.workers, args.share, on_judged)
+    for one in tried:
+        figures = predicted(one.at_load, targets)
         table.add_row(
-            str(split.prefill),
-            str(split.decode),
-            f"{split.max_rate:.3g}",
-            f"{split.max_rate / split.workers:.3g}",
-            f"{100 * split.attainment:.1f} %",
+            str(one.cluster),
+            f"{one.max_rate:.3g}",
+            f"{one.max_rate / one.cluster.workers:.3g}",
+            f"{100 * one.attainment:.1f} %",
             _show("ttft", figures["ttft_p90"]),
             _show("tpot", figures["tpot_p90"]),
         )
     console.print(table)
-    best = splits[0]
-    console.print(
-        f"[bold]{best.prefill} prefill + {best.decode} decode[/]: {best.max_rate:.3g} requests a second with "
-        f"{100 * args.share:.0f} % within {args.target_ttft:g} s and {1000 * args.target_tpot:g} ms a token"
-        if best.max_rate
-        else "no split meets the targets, at any rate"
-    )
+    best, more = tried[0], gain(tried) if tried[0].max_rate else 0.0
+    if not best.max_rate:
+        console.print("no cluster of so many workers meets the targets, at any rate")
+    else:
+        console.print(
+            f"[bold]{best.cluster}[/]: {best.max_rate:.3g} requests a second with {100 * args.share:.0f} % "
+            f"within {args.target_ttft:g} s and {1000 * args.target_tpot:g} ms a token"
+        )
+        console.print(_verdict(more))
     return {
         "splits": [
-            {
-                "prefill": one.prefill,
-                "decode": one.decode,
-                "max_rate": one.max_rate,
-                "attainment": one.attainment,
-            }
-            for one in splits
-        ]
+            {**asdict(one.cluster), "max_rate": one.max_rate, "attainment": one.attainment} for one in tried
+        ],
+        "gain": more,
     }
+
+
+def _verdict(more: float) -> str:
+    """Say whether to take prefill and decode apart, where `more` is what that multiplies the rate by."""
+    if more == math.inf:
+        return "Taking prefill and decode apart pays: co-located workers meet these targets at no rate."
+    how = f"the best split carries {more:.2f} x what as many co-located workers do"
+    if more >= CLEAR_GAIN:
+        return f"Taking prefill and decode apart pays: {how}."
+    if more > 1 / CLEAR_GAIN:
+        return f"It makes no clear difference: {how}. Those are simpler; streams of a split are evener."
+    return f"Taking prefill and decode apart does not pay: {how}."
 
 
 def _measured(result: Mapping[str, object]) -> dict[str, float]:

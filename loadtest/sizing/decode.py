@@ -70,15 +70,38 @@ class DecodeWorker:
             self._slowdown = factor
         return self.step_end_s(now_s) if changes and self._batch else None
 
+    @property
+    def num_rows(self) -> int:
+        """Requests in the batch."""
+        return len(self._batch)
+
+    @property
+    def rows_s(self) -> float:
+        """What the batch as it is adds to a step."""
+        return self._profile.decode_row_s * len(self._batch) + self._profile.decode_context_s * self._context
+
     def advance(self, now_s: float) -> list[Job]:
         """Run the steps that have ended by `now_s`; returns the requests that are complete."""
         if self._batch:
             count = min(self._steps_until(now_s), self._batch[0][0] - self._steps)
-            self._at_s += self._span_s(count)
-            self._context += count * len(self._batch)
-            self._steps += count
-            self.held_tokens += count * len(self._batch)
+            end_s = self._at_s + self._span_s(count)
+            self._pass(count, end_s)
         self._slowdown = self._next_slowdown
+        return self._change()
+
+    def step(self, end_s: float) -> list[Job]:
+        """Run one step that ends at `end_s`, whatever else was in it; returns as `advance` does."""
+        self._pass(1, end_s)
+        return self._change()
+
+    def _pass(self, count: int, end_s: float) -> None:
+        self._at_s = end_s
+        self._context += count * len(self._batch)
+        self._steps += count
+        self.held_tokens += count * len(self._batch)
+
+    def _change(self) -> list[Job]:
+        """Let those leave that are complete, and those join that wait for it."""
         done: list[Job] = []
         while self._batch and self._batch[0][0] <= self._steps:
             job = heapq.heappop(self._batch)[2]
@@ -105,7 +128,7 @@ class DecodeWorker:
         """Return u, v: k steps take u * k + v * k * k seconds."""
         rows, profile = len(self._batch), self._profile
         growth = profile.decode_context_s * rows / 2
-        first = profile.decode_step_s + profile.decode_row_s * rows + profile.decode_context_s * self._context
+        first = profile.decode_step_s + self.rows_s
         return self._slowdown * (first - growth), self._slowdown * growth
 
     def _span_s(self, steps: int) -> float:

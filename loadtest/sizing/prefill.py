@@ -47,10 +47,14 @@ class PrefillWorker:
 
     def start_step(self) -> float | None:
         """Begin a step; returns how long it takes, None: there is nothing to do."""
-        budget = self._profile.max_step_tokens
-        seconds = self._profile.prefill_step_s
+        chunks_s = self.cut(self._profile.max_step_tokens)
+        return None if chunks_s is None else self._profile.prefill_step_s + chunks_s
+
+    def cut(self, budget: int) -> float | None:
+        """Begin a step of at most `budget` tokens; returns what its chunks take, None: there is nothing."""
+        seconds = 0.0
         self._step = []
-        while budget and (job := self._take()) is not None:
+        while budget > 0 and (job := self._take()) is not None:
             size = min(budget, job.remaining_tokens)
             self._step.append((job, size))
             seconds += self._profile.prefill_chunk_s(job.done_tokens, size)

@@ -1,4 +1,4 @@
-"""How to split so many workers between prefill and decode."""
+"""How to split so many workers between prefill and decode, and whether to split them at all."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loadtest.measures import Targets
+from loadtest.sizing.cluster import Cluster
 from loadtest.sizing.load import denser, lengthen, mean_rate
 from loadtest.sizing.profile import Profile
-from loadtest.sizing.simulation import Simulated, simulate
+from loadtest.sizing.simulation import Simulated
 from loadtest.traces import TraceRow
 
 _ALL_SPLITS = 9  # workers up to which every split is tried
 _AROUND = (0.6, 0.75, 0.88, 1.0, 1.14, 1.33, 1.65)
+_STEP_DIVISORS = (1, 4)  # co-located workers with smaller steps have more even streams
+_LEAST_STEP = 32
 _PRECISION = 0.02
 _MOST_ROWS = 4000
 _TARGETS_LONG = 20
+# Predictions are good to about this; a smaller gain may be none.
+CLEAR_GAIN = 1.15
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """One way to split the workers.
+class Judged:
+    """What one cluster does.
 
     Attributes:
         max_rate: highest rate at which enough requests meet the targets, requests/s; 0: none does.
@@ -29,16 +34,10 @@ class Split:
         at_load: the simulation at the load's own rate.
     """
 
-    prefill: int
-    decode: int
+    cluster: Cluster
     max_rate: float
     attainment: float
     at_load: Simulated
-
-    @property
-    def workers(self) -> int:
-        """Workers of both kinds."""
-        return self.prefill + self.decode
 
 
 def recommend(
@@ -47,19 +46,40 @@ def recommend(
     targets: Targets,
     num_workers: int,
     share: float = 0.9,
-    on_split: Callable[[Split], None] = lambda split: None,
-) -> list[Split]:
-    """Return the splits of `num_workers` that were tried, the one with the highest rate first."""
+    on_judged: Callable[[Judged], None] = lambda judged: None,
+) -> list[Judged]:
+    """Return the clusters of `num_workers` that were tried, the one with the highest rate first."""
     tried = []
-    for prefill in candidates(rows, profile, num_workers):
-        split = judge(rows, profile, targets, prefill, num_workers - prefill, share)
-        on_split(split)
-        tried.append(split)
-    return sorted(tried, key=lambda split: (-split.max_rate, -split.attainment))
+    for cluster in candidates(rows, profile, num_workers):
+        judged = judge(rows, profile, targets, cluster, share)
+        on_judged(judged)
+        tried.append(judged)
+    return sorted(tried, key=lambda one: (-one.max_rate, -one.attainment))
 
 
-def candidates(rows: Sequence[TraceRow], profile: Profile, num_workers: int) -> list[int]:
-    """Return the numbers of prefill workers to try: all, or those around the ratio of the two kinds' work."""
+def gain(tried: Sequence[Judged]) -> float:
+    """Return the highest rate of a split over that of co-located workers; inf: those meet no target.
+
+    Args:
+        tried: of `recommend`, with clusters of both sorts; one of them at least has a rate.
+    """
+    apart = max(one.max_rate for one in tried if not one.cluster.both)
+    both = max(one.max_rate for one in tried if one.cluster.both)
+    return apart / both if both else math.inf
+
+
+def candidates(rows: Sequence[TraceRow], profile: Profile, num_workers: int) -> list[Cluster]:
+    """Return splits, all or those around the ratio of the two kinds' work, and co-located workers."""
+    apart = [Cluster(prefill, num_workers - prefill) for prefill in _prefills(rows, profile, num_workers)]
+    sizes = {
+        max(profile.max_step_tokens // divisor, min(_LEAST_STEP, profile.max_step_tokens))
+        for divisor in _STEP_DIVISORS
+    }
+    return [*apart, *(Cluster(both=num_workers, step_tokens=size) for size in sorted(sizes, reverse=True))]
+
+
+def _prefills(rows: Sequence[TraceRow], profile: Profile, num_workers: int) -> list[int]:
+    """Return the numbers of prefill workers to try."""
     if num_workers <= _ALL_SPLITS:
         return list(range(1, num_workers))
     sample = rows[:: max(1, len(rows) // 2000)]
@@ -78,10 +98,10 @@ def candidates(rows: Sequence[TraceRow], profile: Profile, num_workers: int) -> 
 
 
 def judge(
-    rows: Sequence[TraceRow], profile: Profile, targets: Targets, prefill: int, decode: int, share: float
-) -> Split:
-    """Simulate one split at the load's own rate, and find its highest rate by bisection."""
-    at_load = simulate(rows, profile, prefill, decode)
+    rows: Sequence[TraceRow], profile: Profile, targets: Targets, cluster: Cluster, share: float
+) -> Judged:
+    """Simulate one cluster at the load's own rate, and find its highest rate by bisection."""
+    at_load = cluster.simulate(rows, profile)
     attainment = at_load.attainment(targets)
 
     def holds(factor: float) -> bool:
@@ -89,7 +109,7 @@ def judge(
         needed = factor * max(1.0, _TARGETS_LONG * targets.ttft_s * mean_rate(rows) / len(rows))
         copies = max(1, min(math.ceil(needed), _MOST_ROWS // len(rows)))
         load = denser(lengthen(rows, copies), factor)
-        return simulate(load, profile, prefill, decode).attainment(targets) >= share
+        return cluster.simulate(load, profile).attainment(targets) >= share
 
     low, high = (1.0, 2.0) if attainment >= share else (0.0, 1.0)
     while low and holds(high) and high < 1e6:
@@ -99,8 +119,8 @@ def judge(
         while low > 1e-4 and not holds(low):
             low, high = low / 2, low
         if low <= 1e-4:
-            return Split(prefill, decode, 0.0, attainment, at_load)
+            return Judged(cluster, 0.0, attainment, at_load)
     while high / low > 1 + _PRECISION:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return Split(prefill, decode, low * mean_rate(rows), attainment, at_load)
+    return Judged(cluster, low * mean_rate(rows), attainment, at_load)

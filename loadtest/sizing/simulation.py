@@ -17,14 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from loadtest.measures import Targets
+from loadtest.sizing.choice import CACHED_WEIGHT, least
 from loadtest.sizing.decode import DecodeWorker
 from loadtest.sizing.job import Job
 from loadtest.sizing.prefill import PrefillWorker
 from loadtest.sizing.profile import Profile
 from loadtest.traces import TraceRow
-
-# As services/gateway/routing.py weighs a missed prefix against a queue.
-_CACHED_WEIGHT = 8
 
 _ARRIVE, _RESERVE, _PREFILLED, _JOIN, _DECODED = range(5)
 
@@ -100,7 +98,7 @@ class _Simulation:
         if job.output_tokens < 2:
             self._send(job, now_s)
             return
-        job.decode = _least(self._expected, next(self._turn))
+        job.decode = least(self._expected, next(self._turn))
         self._expected[job.decode] += job.input_tokens + job.output_tokens
         granted_s = self._decodes[job.decode].step_end_s(now_s)
         if granted_s > now_s:
@@ -114,7 +112,7 @@ class _Simulation:
 
     def _send(self, job: Job, now_s: float) -> None:
         """Give a prompt to a prefill worker."""
-        index = _least(self._pending, next(self._turn))
+        index = least(self._pending, next(self._turn))
         if job.hash_ids:
             index = self._by_prefix(job, index)
         worker = self._prefills[index]
@@ -129,7 +127,7 @@ class _Simulation:
 
         def cost(index: int) -> float:
             uncached = job.input_tokens - self._prefills[index].cached_tokens(job)
-            return float(self._pending[index]) + _CACHED_WEIGHT * uncached
+            return float(self._pending[index]) + CACHED_WEIGHT * uncached
 
         best: int = min(sorted(candidates), key=cost)
         return best
@@ -177,10 +175,3 @@ class _Simulation:
         end_s = worker.next_end_s()
         if end_s is not None:
             self._at(end_s, _DECODED, index, version=worker.version)
-
-
-def _least(loads: np.ndarray[tuple[int], np.dtype[np.float64]], turn: int) -> int:
-    """Return where the load is least; equal ones take turns."""
-    least = loads.min()
-    ties = np.flatnonzero(loads <= least)
-    return int(ties[turn % len(ties)])

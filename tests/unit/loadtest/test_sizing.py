@@ -12,10 +12,12 @@ import pytest
 
 from loadtest.errors import UsageError
 from loadtest.measures import Targets
+from loadtest.sizing.cluster import Cluster
+from loadtest.sizing.colocated import simulate_colocated
 from loadtest.sizing.fit import fit_costs
 from loadtest.sizing.load import denser, lengthen, mean_rate, superpose
 from loadtest.sizing.profile import Profile
-from loadtest.sizing.recommend import candidates, judge, recommend
+from loadtest.sizing.recommend import CLEAR_GAIN, Judged, candidates, gain, judge, recommend
 from loadtest.sizing.simulation import simulate
 from loadtest.traces import TraceRow
 
@@ -155,28 +157,24 @@ def test_load_can_be_made_denser_and_superposed() -> None:
 
 
 def test_the_recommended_split_beats_its_neighbours() -> None:
-    rows = poisson(5.0, 400)
+    rows = poisson(5.0, 200)
     targets = Targets(0.5, 0.02)
-    splits = recommend(rows, PROFILE, targets, 5)
-    assert {split.prefill for split in splits} == {1, 2, 3, 4}
+    tried = recommend(rows, PROFILE, targets, 4)
+    assert {one.cluster.step_tokens for one in tried if one.cluster.both} == {256, 64}
+    splits = [one for one in tried if not one.cluster.both]
+    assert {split.cluster.prefill for split in splits} == {1, 2, 3}
     assert splits[0].max_rate > 1.3 * splits[-1].max_rate
-    best = simulate(
-        denser(rows, 0.99 * splits[0].max_rate / mean_rate(rows)),
-        PROFILE,
-        splits[0].prefill,
-        splits[0].decode,
-    )
+    own_rate = mean_rate(rows)
+    best = splits[0].cluster.simulate(denser(rows, 0.99 * splits[0].max_rate / own_rate), PROFILE)
     assert best.attainment(targets) >= 0.88
-    over = simulate(
-        denser(rows, 1.2 * splits[0].max_rate / mean_rate(rows)), PROFILE, splits[0].prefill, splits[0].decode
-    )
+    over = splits[0].cluster.simulate(denser(rows, 1.2 * splits[0].max_rate / own_rate), PROFILE)
     assert over.attainment(targets) < 0.9
 
 
 def test_no_rate_is_recommended_that_the_workers_cannot_keep_up() -> None:
     """Forty requests sent at once would all be answered within these targets, whatever their rate."""
     rows = poisson(5.0, 40)
-    split = judge(rows, PROFILE, Targets(5.0, 1.0), 2, 2, 0.9)
+    split = judge(rows, PROFILE, Targets(5.0, 1.0), Cluster(2, 2), 0.9)
     capacity = 2 / np.mean([PROFILE.prompt_s(row.input_tokens) for row in rows])
     assert 0.7 * capacity < split.max_rate < 1.1 * capacity
 
@@ -191,8 +189,9 @@ def test_a_trace_that_is_repeated_keeps_its_rate_and_shares_nothing() -> None:
 
 def test_many_workers_are_tried_around_the_ratio_of_work() -> None:
     tried = candidates(poisson(5.0, 100), PROFILE, 1000)
-    assert len(tried) <= 7
-    assert all(1 <= count < 1000 for count in tried)
+    assert len(tried) <= 10
+    assert all(cluster.workers == 1000 for cluster in tried)
+    assert all(cluster.both or 1 <= cluster.prefill < 1000 for cluster in tried)
 
 
 def test_a_thousand_workers_are_simulated_in_seconds() -> None:
@@ -202,6 +201,113 @@ def test_a_thousand_workers_are_simulated_in_seconds() -> None:
     assert time.monotonic() - begun < 60
     assert len(done.jobs) == 20_000
     assert all(job.end_s is not None for job in done.jobs)
+
+
+def every_step_of_both(arrivals: list[tuple[float, int, int]]) -> list[tuple[float, float]]:
+    """A co-located worker that takes each step: (at, prompt of one chunk at most, answer) -> first, last."""
+    coming = sorted((at, i) for i, (at, _, _) in enumerate(arrivals))
+    asking: list[int] = []
+    granted: list[int] = []
+    times = [(0.0, 0.0)] * len(arrivals)
+    left: dict[int, int] = {}
+    now = 0.0
+    while coming or asking or granted or left:
+        prompts, granted = granted, []
+        budget, chosen = PROFILE.max_step_tokens - len(left), []
+        for i in prompts:
+            if arrivals[i][1] <= budget:
+                budget -= arrivals[i][1]
+                chosen.append(i)
+            else:
+                granted.append(i)
+        if not chosen and not left:
+            now, i = coming.pop(0)
+            granted.append(i)  # an idle worker grants at once
+            continue
+        context = sum(arrivals[i][1] + arrivals[i][2] - left[i] for i in left)
+        now += 0.005 + 0.0002 * len(left) + 1e-7 * context
+        now += sum(arrivals[i][1] * 1e-4 + arrivals[i][1] ** 2 / 2 * 1e-8 for i in chosen)
+        for i in list(left):
+            left[i] -= 1
+            if not left[i]:
+                times[i] = times[i][0], now
+                del left[i]
+        for i in chosen:
+            times[i] = now, now
+            left[i] = arrivals[i][2] - 1
+        # What came in this step is granted now, and is computed from the next but one on.
+        granted += asking
+        asking = []
+        while coming and coming[0][0] <= now:
+            asking.append(coming.pop(0)[1])
+    return times
+
+
+def test_a_colocated_worker_takes_the_steps_that_it_should() -> None:
+    """Against one that takes each step by itself; prompts of one chunk that fit, far enough apart."""
+    random = np.random.default_rng(5)
+    arrivals = [
+        (0.03 * i + float(random.uniform(0, 0.02)), int(random.integers(5, 100)), int(random.integers(2, 60)))
+        for i in range(200)
+    ]
+    done = simulate_colocated([TraceRow(*row) for row in arrivals], PROFILE, 1)
+    expected = every_step_of_both(arrivals)
+    assert [job.first_s for job in done.jobs] == pytest.approx([first + 0.003 for first, _ in expected])
+    assert [job.end_s for job in done.jobs] == pytest.approx([last + 0.003 for _, last in expected])
+    assert 0.2 < done.prefill_share < 0.6
+
+
+def test_one_request_on_a_colocated_worker_is_plain_arithmetic() -> None:
+    (job,) = simulate_colocated([TraceRow(1.0, 600, 11)], PROFILE, 2).jobs
+    # The larger fixed part counts: 0.005 of decode, for each of three steps.
+    first = 1.0 + 3 * 0.005 + 600 * 0.0001 + 600 * 300 * 1e-8
+    assert job.ttft_s == pytest.approx(first - 1.0 + 0.003)
+    assert job.end_s == pytest.approx(first + sum(0.0052 + 1e-7 * (601 + i) for i in range(10)) + 0.003)
+    (single,) = simulate_colocated([TraceRow(0.0, 100, 1)], PROFILE, 1).jobs
+    assert single.end_s == single.first_s
+
+
+def test_colocated_workers_share_prefixes_and_full_pools_and_lose_nobody() -> None:
+    shared = [TraceRow(10.0 * i, 1024, 2, (1, 2), 512) for i in range(3)]
+    assert [job.cached_tokens for job in simulate_colocated(shared, PROFILE, 2).jobs] == [0, 1023, 1023]
+    tight = simulate_colocated([TraceRow(0.0, 900, 50)] * 20, replace(PROFILE, decode_tokens=2000), 1)
+    assert all(job.end_s is not None and job.first_s is not None for job in tight.jobs)
+    many = simulate_colocated(denser(poisson(20.0, 2000), 2.0), PROFILE, 100)
+    assert all(job.end_s is not None for job in many.jobs)
+
+
+def test_smaller_steps_make_streams_evener_and_first_tokens_later() -> None:
+    rows = poisson(4.0, 300)
+    large, small = (simulate_colocated(rows, replace(PROFILE, max_step_tokens=n), 2) for n in (512, 32))
+    ttft = [np.mean([job.ttft_s for job in one.jobs]) for one in (large, small)]
+    assert ttft[0] < ttft[1]
+
+
+def test_apart_pays_where_prompts_are_long_and_tokens_must_be_even_only() -> None:
+    """With a target for tokens that chunks break, prefill has to go; where any will do, both is as good."""
+    rows = [replace(row, input_tokens=1500, output_tokens=60) for row in poisson(3.0, 100)]
+
+    def tried(targets: Targets) -> list[Judged]:
+        clusters = Cluster(2, 1), Cluster(both=3, step_tokens=128)
+        return [judge(rows, PROFILE, targets, cluster, 0.9) for cluster in clusters]
+
+    apart, both = tried(Targets(2.0, 0.01))
+    assert gain([apart, both]) > CLEAR_GAIN
+    assert gain([apart, replace(both, max_rate=0.0)]) == math.inf
+    assert gain(tried(Targets(2.0, 0.5))) < 1
+
+
+@pytest.mark.parametrize("text", ["", "1", "0:1", "1:0", "b", "0b", "2b/", "2b/0", "1:1b", "-1:2"])
+def test_a_cluster_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="predict: P:D"):
+        Cluster.parse(text, PROFILE)
+
+
+def test_clusters_are_named_as_on_the_command_line() -> None:
+    assert Cluster.parse("2:3", PROFILE) == Cluster(2, 3)
+    assert Cluster.parse("5b", PROFILE) == Cluster(both=5, step_tokens=256)
+    assert str(Cluster.parse("5b/64", PROFILE)) == "5 co-located, steps of 64"
+    assert str(Cluster(2, 3)) == "2 prefill + 3 decode"
 
 
 def test_costs_are_found_again_and_never_negative() -> None:
