@@ -5,6 +5,7 @@ A listener must return quickly: it hands the events to its own loop or queue.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,6 +46,36 @@ class BlocksFilled:
     block_ids: tuple[int, ...]
 
 
+class FilledPart(NamedTuple):
+    """A moment from which on a part of some blocks is final.
+
+    Attributes:
+        num_bytes: leading bytes of each block.
+        wait: returns when it has come; for any thread, lets go of the GIL.
+    """
+
+    num_bytes: int
+    wait: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksFilling:
+    """A step under way fills the last blocks of a `hold_blocks` request, layer by layer.
+
+    A hint for who has a long way to bring them: BlocksFilled follows for them as for all others.
+
+    Attributes:
+        request_id, group, first_index, block_ids: as in BlocksFilled.
+        parts: in order; the last one is the whole block. Those of all requests of a step come at once.
+    """
+
+    request_id: str
+    group: int
+    first_index: int
+    block_ids: tuple[int, ...]
+    parts: tuple[FilledPart, ...]
+
+
 class TokenSampled(NamedTuple):
     """A token was drawn.
 
@@ -77,7 +108,7 @@ class RequestCancelled:
     request_id: str
 
 
-Event = ReservationGranted | BlocksFilled | TokenSampled | RequestFailed | RequestCancelled
+Event = ReservationGranted | BlocksFilling | BlocksFilled | TokenSampled | RequestFailed | RequestCancelled
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,12 +76,17 @@ class EngineLoop:
 
     def _launch(self, output: SchedulerOutput) -> None:
         try:
-            self._launched.append(_Launched(output, self._runner.launch(output)))
+            pending = self._runner.launch(output)
         except Exception as error:
             # The steps before it are not to blame.
             while self._launched:
                 self._finish_oldest()
             self._abandon(output, error)
+            return
+        self._launched.append(_Launched(output, pending))
+        if pending.layers:
+            self.scheduler.follow(output, pending.layers)
+            self.publish(output.step, ends=False)
 
     def _finish_oldest(self) -> None:
         """Wait for the oldest step on the device and take in what it brought."""

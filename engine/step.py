@@ -13,11 +13,15 @@ What is made once a row and step is a NamedTuple: a third of a frozen dataclass'
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from engine.errors import SamplingError
 from engine.request import Request
+
+# The KV of fewer is copied in less time than it takes to wake who copies it.
+MIN_TOKENS_TOLD_EARLY = 512
 
 
 class ScheduledRow(NamedTuple):
@@ -38,6 +42,13 @@ class ScheduledRow(NamedTuple):
     num_tokens: int
     sample: bool
     pending: bool = False
+
+    @property
+    def is_told_early(self) -> bool:
+        """Whether somebody waits for the end of this prompt, and has many blocks to fetch."""
+        request = self.request
+        is_end = self.sample and self.num_tokens >= MIN_TOKENS_TOLD_EARLY
+        return is_end and request.hold_blocks and request.given is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,11 @@ class SchedulerOutput:
         """Tokens over all rows."""
         return sum(row.num_tokens for row in self.rows)
 
+    @property
+    def tells_layers(self) -> bool:
+        """Whether somebody would read blocks while the step computes them; see PendingStep.layers."""
+        return any(row.is_told_early for row in self.rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
@@ -131,8 +147,26 @@ class StepResult:
     prompt_logprobs: dict[str, list[Logprobs]] = field(default_factory=dict)
 
 
+class LayersWritten(NamedTuple):
+    """A moment of a step: from then on the KV of its leading layers is in the blocks.
+
+    Attributes:
+        num_layers: in the order in which they lie in a block.
+        wait: returns when it has come; for any thread, lets go of the GIL.
+    """
+
+    num_layers: int
+    wait: Callable[[], object]
+
+
 class PendingStep(Protocol):
     """A step under way on the device."""
+
+    @property
+    def layers(self) -> Sequence[LayersWritten]:
+        """Moments in order, the last one for all layers; none unless the step `tells_layers`, and
+        not even then where the device cannot say."""
+        ...
 
     def wait(self) -> StepResult:
         """Block until the step is done and return what it sampled. Called once.

@@ -142,9 +142,9 @@ class OutboundTransfer:
         if not src_block_ids:
             return
         if self._writes is None and part is not None:
-            part, is_last = None, part.stop == self._link.sources[group].block_bytes
-            if not is_last:
+            if part.stop < self._link.sources[group].block_bytes:
                 return  # frames carry whole blocks
+            part = None
         run = PushedRun(group, first_index, tuple(src_block_ids), ready, part)
         if self._writes is not None and self.writable():
             # Spares it ways: nothing is to be copied, or the copy threads can begin at once.

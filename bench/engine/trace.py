@@ -174,6 +174,7 @@ class _TracedStep:
     def __init__(self, trace: StepTrace, pending: PendingStep) -> None:
         self._trace = trace
         self._pending = pending
+        self.layers = pending.layers
 
     def wait(self) -> StepResult:
         return self._trace.timed_wait(self._pending)

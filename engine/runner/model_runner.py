@@ -16,7 +16,7 @@ from engine.request import Request
 from engine.runner.batch import batch_metadata, sample_rows, token_ids
 from engine.runner.block_store import PlainBlockStore, move_blocks
 from engine.runner.prompt_logprobs import foretelling_rows, is_wanted, prompt_logprobs
-from engine.step import BlockCopy, Draw, Logprobs, SchedulerOutput, StepResult
+from engine.step import BlockCopy, Draw, LayersWritten, Logprobs, SchedulerOutput, StepResult
 
 
 class RowSampler(Protocol):
@@ -36,6 +36,7 @@ class DoneStep:
     """A step that is over: the host waits for nothing."""
 
     result: StepResult
+    layers: Sequence[LayersWritten] = ()
 
     def wait(self) -> StepResult:
         """What the step sampled."""

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 from engine.config import EngineConfig
 from engine.errors import EngineError, OutOfBlocksError, QueueFullError, SamplingError
@@ -48,7 +49,7 @@ from engine.scheduler.roster import Roster
 from engine.scheduler.step_clock import StepClock
 from engine.scheduler.urgency_list import urgency
 from engine.stats import EngineStats
-from engine.step import BlockCopy, SampledToken, ScheduledRow, SchedulerOutput, StepResult
+from engine.step import BlockCopy, LayersWritten, SampledToken, ScheduledRow, SchedulerOutput, StepResult
 
 _log = logging.getLogger(__name__)
 
@@ -196,6 +197,10 @@ class Scheduler:
         )
         self._under_way[self._step] = output
         return output
+
+    def follow(self, output: SchedulerOutput, layers: Sequence[LayersWritten]) -> None:
+        """Tell of blocks that may be read layer by layer, while the step is under way."""
+        self._outbox.events += self._filled.ahead(output.rows, layers)
 
     def commit(self, output: SchedulerOutput, result: StepResult) -> None:
         """Take in what a step computed. Rows whose request has ended meanwhile are dropped."""

@@ -9,14 +9,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass
 
 from baton.v1 import kv_pb2
-from engine.events import BlocksFilled, Event, RequestCancelled, RequestFailed, TokenSampled
+from engine.events import BlocksFilled, BlocksFilling, Event, RequestCancelled, RequestFailed, TokenSampled
 from kvtransfer.outbound import OutboundTransfer
 from kvtransfer.transfer_stats import TransferStats
 from services.common.tracing import Span
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Begun:
+    """Blocks from `first_index` on, to the end of the prompt, of which the first `num_bytes` were pushed."""
+
+    first_index: int
+    num_bytes: int
+    block_bytes: int
 
 
 class HandOff:
@@ -55,6 +65,9 @@ class HandOff:
         self._lock = threading.Lock()
         self._in_place = in_place
         self._num_pushed = 0
+        self._has_pushed = False
+        self._begun: dict[int, _Begun] = {}
+        self._num_filled = [0] * len(skip)
         self._stopped = False
 
     def on_event(self, event: Event, at: float) -> None:
@@ -79,6 +92,23 @@ class HandOff:
             _logger.exception("a hand-off failed")
             self.fail("INTERNAL", repr(error))
 
+    def push_part(self, event: BlocksFilling, num_bytes: int) -> None:
+        """Push what is final of blocks that a step under way fills: the first `num_bytes` of each."""
+        group = event.group
+        first_index = max(event.first_index, self._skip[group])
+        block_ids = event.block_ids[first_index - event.first_index :]
+        if not block_ids:
+            return
+        try:
+            with self._lock:
+                # When BlocksFilled was first, all of them have been pushed.
+                if not self._stopped and self._num_filled[group] <= first_index:
+                    begun = _Begun(first_index, 0, event.parts[-1].num_bytes)
+                    self._push_up_to(group, self._begun.setdefault(group, begun), block_ids, num_bytes)
+        except Exception as error:
+            _logger.exception("a hand-off failed")
+            self.fail("INTERNAL", repr(error))
+
     def settle(self) -> None:
         """Say that nothing is computed in the receiver's blocks (any more). Idempotent."""
         with self._lock:
@@ -94,7 +124,7 @@ class HandOff:
         """
         with self._lock:
             self._stopped = True
-            return self._num_pushed == 0 or self._in_place
+            return not self._has_pushed or self._in_place
 
     def fail(self, reason: str, message: str) -> None:
         """End the transfer, unless it is over."""
@@ -115,16 +145,36 @@ class HandOff:
         return self.before_commit_s + stats.exposed_s
 
     def _push(self, event: BlocksFilled) -> None:
-        skip = max(0, self._skip[event.group] - event.first_index)
-        block_ids = event.block_ids[skip:]
+        group = event.group
+        first_index = max(event.first_index, self._skip[group])
+        block_ids = event.block_ids[first_index - event.first_index :]
         if not block_ids:
             return
         with self._lock:
             if self._stopped:
                 return
-            self._num_pushed += len(block_ids)
-            self._begin_span()
-            self.transfer.push(event.group, event.first_index + skip, block_ids)
+            self._num_filled[group] = first_index + len(block_ids)
+            begun = self._begun.get(group)
+            if begun is not None:
+                num_whole = max(0, begun.first_index - first_index)
+                block_ids, rest = block_ids[:num_whole], block_ids[num_whole:]
+                if rest:
+                    self._push_up_to(group, begun, rest, begun.block_bytes)
+            if block_ids:
+                self._note_push(len(block_ids))
+                self.transfer.push(group, first_index, block_ids)
+
+    def _push_up_to(self, group: int, begun: _Begun, block_ids: tuple[int, ...], num_bytes: int) -> None:
+        if begun.num_bytes < num_bytes:
+            part = range(begun.num_bytes, num_bytes)
+            begun.num_bytes = num_bytes
+            self._note_push(len(block_ids) if num_bytes == begun.block_bytes else 0)
+            self.transfer.push(group, begun.first_index, block_ids, part=part)
+
+    def _note_push(self, num_complete: int) -> None:
+        self._has_pushed = True
+        self._num_pushed += num_complete
+        self._begin_span()
 
     def _commit(self, event: TokenSampled, at: float) -> None:
         if event.finish_reason is not None:

@@ -5,7 +5,8 @@ The life of a request here:
     1 check        fields, layout fingerprint, room in the target; draining refuses
     2 begin        the transfer opens at once, so that the reservation's lease is renewed while we queue
     3 submit       the engine runs the prompt in chunks; blocks stay held
-    4 push         each full block goes out while the next chunk computes (BlocksFilled); those that
+    4 push         each full block goes out while the next chunk computes (BlocksFilled), those of the
+                   last chunk layer by layer while it computes (BlocksFilling, layer_watch.py); those that
                    the receiver's prefix cache holds are skipped. Where both have one pool (the vault)
                    the prompt is computed in the receiver's own blocks, and nothing is moved
     5 first token  goes to the gateway at once, COMMIT to the receiver just before it; 4 and COMMIT
@@ -29,13 +30,14 @@ from collections.abc import AsyncGenerator, Sequence
 import grpc
 
 from baton.v1 import kv_pb2, prefill_pb2, prefill_pb2_grpc, registry_pb2
-from engine.events import StepEvents
+from engine.events import BlocksFilling, StepEvents
 from engine.request import GivenBlocks
 from kvtransfer.peer import Peer
 from kvtransfer.sender import Sender
 from services.common.errors import BatonError, ErrorReason
 from services.common.server import GrpcServer
 from services.common.tracing import Span, request_span
+from services.prefill.layer_watch import LayerWatch
 from services.prefill.peers import PeerLinks
 from services.prefill.run import HandedOver, PrefillRun, Sampled
 from services.worker.answers import first_token
@@ -65,6 +67,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         self._peers = PeerLinks(sender, metrics)
         self._metrics = metrics
         self._runs: InFlight[PrefillRun] = InFlight()
+        self._layers = LayerWatch()
         self._numbers = itertools.count(1)
         self._draining = False
         self.load = LoadReporter(host.engine.stats, metrics, lambda stats: stats.computed_tokens)
@@ -128,6 +131,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._runs.empty(), _END_TIMEOUT_S)
         await self._peers.close()
+        await asyncio.to_thread(self._layers.close)
         await asyncio.to_thread(self._sender.close)
 
     # Steps of a request.
@@ -237,10 +241,17 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         """Push and commit what the step brought; on the engine's thread."""
         if not len(self._runs):
             return
+        filling = []
         for event in step.events:
             run = self._runs.get(event.request_id)
-            if run is not None and run.hand_off is not None:
+            if run is None or run.hand_off is None:
+                continue
+            if isinstance(event, BlocksFilling):
+                filling.append((run.hand_off, event))
+            else:
                 run.hand_off.on_event(event, at)
+        if filling:
+            self._layers.follow(filling)
 
     def _on_step(self, step: StepEvents, at: float) -> None:
         for event in step.events:

@@ -19,7 +19,16 @@ import torch
 from engine.errors import SamplingError
 from engine.request import Request, RequestStatus
 from engine.sampler.sampler import Sampler
-from engine.step import Draw, PendingStep, SampledToken, ScheduledRow, SchedulerOutput, StepResult, SwapOut
+from engine.step import (
+    Draw,
+    LayersWritten,
+    PendingStep,
+    SampledToken,
+    ScheduledRow,
+    SchedulerOutput,
+    StepResult,
+    SwapOut,
+)
 from tests.support.engine_builders import EOS, VOCAB_SIZE
 
 POISON = -1
@@ -53,6 +62,7 @@ def expected_tokens(request: Request, count: int) -> list[int]:
 @dataclass(frozen=True)
 class DoneStep:
     result: StepResult
+    layers: Sequence[LayersWritten] = ()
 
     def wait(self) -> StepResult:
         return self.result
@@ -95,6 +105,7 @@ class LateStep:
     output: SchedulerOutput
     rows: list[LaunchedRow]
     written: dict[tuple[int, int], LaunchedRow]
+    layers: Sequence[LayersWritten] = ()
     waited: bool = False
 
     def wait(self) -> StepResult:
@@ -117,6 +128,7 @@ class VerifyingRunner:
         num_tokens_run: request id -> tokens run for it.
         outputs: every step that it got.
         num_wasted_rows: rows that ran although their request had ended.
+        layers: what a step says of its layers, if it is asked.
     """
 
     def __init__(
@@ -135,6 +147,7 @@ class VerifyingRunner:
         self.num_tokens_run: dict[str, int] = {}
         self.outputs: list[SchedulerOutput] = []
         self.num_wasted_rows = 0
+        self.layers: Sequence[LayersWritten] = ()
         self._block_sizes = tuple(block_sizes)
         self._sampler = sampler
         self._late = late
@@ -158,9 +171,10 @@ class VerifyingRunner:
         for step in self._under_way:
             for block in written.keys() & step.written.keys():
                 assert written[block].inherits(step.written[block]), f"{block} is written for two at a time"
-        step = LateStep(self, output, rows, written)
+        layers = self.layers if output.tells_layers else ()
+        step = LateStep(self, output, rows, written, layers)
         self._under_way.append(step)
-        return step if self._late else DoneStep(step.wait())
+        return step if self._late else DoneStep(step.wait(), layers)
 
     def check_granted(self, group: int, block_ids: Sequence[int]) -> None:
         """Blocks that another process may write into from now on are touched by no step under way."""

@@ -204,7 +204,10 @@ class CudaBackend:
     ) -> torch.Tensor:
         """One pass over the tokens."""
         assert isinstance(step, CudaStep)
-        return rope_kv_store(qkv, step.positions, step.slot_mapping, pool.blocks, layer, rope, norm)
+        queries = rope_kv_store(qkv, step.positions, step.slot_mapping, pool.blocks, layer, rope, norm)
+        if step.marks is not None:
+            step.marks.stored(layer)
+        return queries
 
     def attention_decode(
         self,

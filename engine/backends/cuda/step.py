@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.backends.base import AttentionShape
+from engine.backends.cuda.layer_marks import LayerMarks
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class CudaStep:
         block_tables: int32[B, max_blocks], contiguous.
         decode_plans: kinds of attention layer whose work map is made.
         prefill_plans: query tiles by kind of attention layer.
+        marks: told of each layer whose KV is stored; None: nobody asks.
     """
 
     num_decodes: int
@@ -38,3 +40,4 @@ class CudaStep:
     block_tables: torch.Tensor
     decode_plans: set[AttentionShape] = field(default_factory=set)
     prefill_plans: dict[AttentionShape, torch.Tensor] = field(default_factory=dict)
+    marks: LayerMarks | None = None

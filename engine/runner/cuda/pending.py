@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from engine.errors import SamplingError
 from engine.runner.cuda.foretold import ForetoldValues
 from engine.runner.cuda.sampler import Drawn
 from engine.sampler.sampler import NOT_FINITE
-from engine.step import Draw, Logprobs, SampledToken, ScheduledRow, StepResult
+from engine.step import Draw, LayersWritten, Logprobs, SampledToken, ScheduledRow, StepResult
 
 
 class CudaPendingStep:
@@ -19,8 +21,10 @@ class CudaPendingStep:
         sampled: tuple[ScheduledRow, ...],
         drawn: Drawn | None,
         foretold: ForetoldValues | None = None,
+        layers: Sequence[LayersWritten] = (),
     ) -> None:
         """Start the copies on the current stream."""
+        self.layers = layers
         self._foretold = foretold
         if foretold is not None:
             self._foretold_values, self._foretold_ids = _to_host(foretold.values), _to_host(foretold.ids)

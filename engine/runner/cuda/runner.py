@@ -16,6 +16,7 @@ import torch
 
 from engine.backends.base import KVPool
 from engine.backends.cuda.backend import CudaBackend
+from engine.backends.cuda.layer_marks import LayerMarks
 from engine.backends.cuda.step import CudaStep
 from engine.backends.cuda.step_inputs import ROW, DeviceState, StepBuffers
 from engine.config import EngineConfig
@@ -112,19 +113,22 @@ class CudaRunner:
         if not output.rows:
             self._store.join()
             return CudaPendingStep((), None)
-        batch, drawn, values = self._launch(output.rows)
+        marks = LayerMarks(len(self._pool.group.layer_ids)) if output.tells_layers else None
+        batch, drawn, values = self._launch(output.rows, marks)
         self._store.join()
-        return CudaPendingStep(batch.sampled, drawn, values)
+        return CudaPendingStep(batch.sampled, drawn, values, () if marks is None else marks.written)
 
-    def _launch(self, rows: Sequence[ScheduledRow]) -> tuple[Batch, Drawn | None, ForetoldValues | None]:
+    def _launch(
+        self, rows: Sequence[ScheduledRow], marks: LayerMarks | None
+    ) -> tuple[Batch, Drawn | None, ForetoldValues | None]:
         rows, num_decodes = decodes_first(rows, self._prompts_apart)
         slots, new = self._slots.find(rows)
         for index in new:
             self._sampler.assign(slots[index], rows[index].request)
         shape = shape_of(rows, num_decodes)
-        # Log-probabilities of prompts want any number of logits.
+        # Log-probabilities of prompts want any number of logits, and a graph does not tell of layers.
         padded = None
-        if self._graphs is not None and not is_wanted(rows):
+        if self._graphs is not None and marks is None and not is_wanted(rows):
             padded = self._ladder.padded(shape)
         batch = build_batch(rows, num_decodes, slots, padded or shape)
         host_rows = self._sampler.rows(batch)
@@ -146,7 +150,7 @@ class CudaRunner:
         self._state.edit(parts[4].view(torch.int32), parts[5].view(torch.int32))
         wanted = parts[2].view(torch.int32)
         if padded is None:
-            logits = self._run(batch.shape, wanted)
+            logits = self._run(batch.shape, wanted, marks)
         else:
             logits = self._replay(batch, wanted)
         rest = 6 + len(host_rows.parts)
@@ -172,11 +176,14 @@ class CudaRunner:
             return logits[:count]
         return logits.index_select(0, wanted[:count])
 
-    def _run(self, shape: StepShape, wanted: torch.Tensor | None = None) -> torch.Tensor:
+    def _run(
+        self, shape: StepShape, wanted: torch.Tensor | None = None, marks: LayerMarks | None = None
+    ) -> torch.Tensor:
         """A step as `_launch` has sent it.
 
         Args:
             wanted: int32[R], tokens; None: where a graph finds them, num_wanted of them.
+            marks: told of each layer whose KV is stored.
         Returns:
             Logits float32[R, V].
         """
@@ -198,6 +205,7 @@ class CudaRunner:
             context_lens=buffers.context_lens[:num_rows],
             decode_lens=buffers.decode_lens[: shape.num_decodes],
             block_tables=buffers.block_tables[:num_rows],
+            marks=marks,
         )
         return self._model.forward(buffers.token_ids[:num_tokens], step, self._pool, wanted)
 

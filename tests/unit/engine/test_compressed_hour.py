@@ -39,6 +39,7 @@ class LateStep:
     """Resolves when it is waited for."""
 
     def __init__(self, device: Device, output: SchedulerOutput) -> None:
+        self.layers = ()
         self.device = device
         self.sampled = [(row.request, row.start + row.num_tokens) for row in output.rows if row.sample]
         # Block -> the request in whose table it is; None: a copy touches it as well.
