@@ -2,11 +2,15 @@
 
 Standard input is a pipe that the launcher holds open and never writes to. When the launcher is gone,
 however it went, the pipe ends; the service then drains, and is ended if that takes too long.
+
+Once the service has stopped, the process ends at once: it would take Python a second to take apart what
+torch and numba have made, and nobody would use that.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -33,4 +37,8 @@ def _watch_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_status)
