@@ -14,6 +14,7 @@ from tests.support.answers import Answer, AnsweringEngine
 from tests.support.tiny_families import create_family
 
 NUM_REQUESTS, NUM_OUT = 200, 36
+SLACK = 1.5
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_OUT, ignore_eos=True, logprobs=2)
 
 
@@ -27,21 +28,16 @@ def config(directory: Path, **changes: object) -> EngineConfig:
     return EngineConfig(str(directory), "tiny", backend="cuda", context_length=512, **values)
 
 
-def best_two(logprobs: Logprobs | None) -> tuple[float, float]:
+def top(answer: Answer, at: int) -> tuple[float, ...]:
+    logprobs: Logprobs | None = answer.logprobs[at]
     assert logprobs is not None
-    return logprobs.top[0], logprobs.top[1]
+    return logprobs.top
 
 
-def check(alone: Answer, together: Answer, error: float) -> bool:
-    """Whether the tokens are equal; where they part, the two best were within the error."""
-    for at, (one, other) in enumerate(zip(alone.tokens, together.tokens, strict=True)):
-        if one != other:
-            first, second = best_two(alone.logprobs[at])
-            assert first - second <= 2 * error, (
-                f"token {at}: the best was ahead by {first - second}, error {error}"
-            )
-            return False
-    return True
+def num_equal(one: Answer, other: Answer) -> int:
+    """Tokens before the first that differs: up to there both have the same behind them."""
+    pairs = zip(one.tokens, other.tokens, strict=True)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), NUM_OUT)
 
 
 @pytest.mark.parametrize("changes", [{}, {"graphs": False}, {"max_chunk_tokens": 13}], ids=str)
@@ -54,11 +50,16 @@ def test_answers_differ_at_near_ties_alone(changes: dict[str, object], tmp_path:
         alone = [engine.answer([prompt], [GREEDY])[0] for prompt in prompts]
     with AnsweringEngine(config(tmp_path, **changes)) as engine:
         together = engine.answer(prompts, GREEDY)
-    # What rounding does to a log-probability, seen where both still have the same tokens behind them.
+    pairs = [(one, other, num_equal(one, other)) for one, other in zip(alone, together, strict=True)]
+    # What rounding does to the best log-probability.
     error = max(
-        abs(best_two(one.logprobs[0])[0] - best_two(other.logprobs[0])[0])
-        for one, other in zip(alone, together, strict=True)
+        abs(top(one, at)[0] - top(other, at)[0]) for one, other, equal in pairs for at in range(equal)
     )
-    assert error < 0.05
-    equal = sum(check(one, other, max(error, 2**-7)) for one, other in zip(alone, together, strict=True))
-    assert equal > NUM_REQUESTS // 2, f"{equal} of {NUM_REQUESTS} equal"
+    assert error < 0.1
+    for one, _, equal in pairs:
+        if equal < NUM_OUT:
+            first, second = top(one, equal)
+            assert first - second <= 2 * SLACK * error, (
+                f"token {equal}: {first} against {second}, error {error}"
+            )
+    assert sum(equal == NUM_OUT for *_, equal in pairs) > NUM_REQUESTS // 2
