@@ -10,15 +10,14 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvtransfer.errors import CudaError
 
 _IN_STREAM_ORDER = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """One copy between two addresses, of any GPU or of pinned host memory."""
 
     target: int
@@ -65,13 +64,12 @@ def queue_copies(copies: Sequence[Copy], stream: int) -> None:
         CudaError: the driver refuses, or is too old; some of the copies may have been queued.
     """
     count = len(copies)
-    targets = (ctypes.c_uint64 * count)(*(copy.target for copy in copies))
-    sources = (ctypes.c_uint64 * count)(*(copy.source for copy in copies))
-    sizes = (ctypes.c_size_t * count)(*(copy.num_bytes for copy in copies))
+    targets, sources, sizes = zip(*copies, strict=True)
+    addresses, numbers = ctypes.c_uint64 * count, ctypes.c_size_t * count
     status = _driver()(
-        targets,
-        sources,
-        sizes,
+        addresses(*targets),
+        addresses(*sources),
+        numbers(*sizes),
         ctypes.c_size_t(count),
         ctypes.byref(_ATTRIBUTES),
         ctypes.byref(_FIRST),

@@ -274,22 +274,16 @@ class CudaIpcWriter:
         target, source = self._targets[group], self._memories[group].pointer
         size = self._block_bytes[group]
         if part is None:
-            runs = merge_runs(target_block_ids, source_block_ids)
             offset, num_bytes = 0, size
+            runs = merge_runs(target_block_ids, source_block_ids)
         else:
-            runs = [CopyRun(*pair, 1) for pair in zip(target_block_ids, source_block_ids, strict=True)]
             offset, num_bytes = part.start, len(part)
+            runs = [CopyRun(*pair, 1) for pair in zip(target_block_ids, source_block_ids, strict=True)]
         if target == source:
             # Both workers use one pool (the vault): a block handed over under its own id is in place.
             runs = [run for run in runs if run.target != run.source]
-        copies = [
-            Copy(
-                target + run.target * size + offset,
-                source + run.source * size + offset,
-                run.num_blocks * num_bytes,
-            )
-            for run in runs
-        ]
+        target, source = target + offset, source + offset
+        copies = [Copy(target + to * size, source + at * size, count * num_bytes) for to, at, count in runs]
         if copies:
             assert self._stream is not None, "written after close"
             self._stream.copy(copies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,7 @@ class PushedRun:
         return [self.between(start, start + size) for start in range(0, self.num_blocks, size)]
 
 
-@dataclass(frozen=True, slots=True)
-class CopyRun:
+class CopyRun(NamedTuple):
     """`num_blocks` blocks from `source` on go to `target` on."""
 
     target: int
@@ -52,11 +52,14 @@ def merge_runs(target_block_ids: Sequence[int], source_block_ids: Sequence[int])
         Runs by rising source; together each pair exactly once.
     """
     runs: list[CopyRun] = []
+    first_source = first_target = num_blocks = 0
     for source, target in sorted(zip(source_block_ids, target_block_ids, strict=True)):
-        if runs:
-            last = runs[-1]
-            if (source, target) == (last.source + last.num_blocks, last.target + last.num_blocks):
-                runs[-1] = CopyRun(last.target, last.source, last.num_blocks + 1)
-                continue
-        runs.append(CopyRun(target, source, 1))
+        if num_blocks and source - first_source == num_blocks == target - first_target:
+            num_blocks += 1
+            continue
+        if num_blocks:
+            runs.append(CopyRun(first_target, first_source, num_blocks))
+        first_source, first_target, num_blocks = source, target, 1
+    if num_blocks:
+        runs.append(CopyRun(first_target, first_source, num_blocks))
     return runs
