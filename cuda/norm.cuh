@@ -9,17 +9,22 @@
 #define VECS 4
 #endif
 
-// One row of `width` elements by THREADS threads, VECS vectors of 8 each at most.
+// A row that one warp can hold is a small thing to start a block for: such rows share one.
+constexpr int kRowsOfBlock = THREADS == 32 ? 4 : 1;
+
+// One row of `width` elements by THREADS threads (threadIdx.x), VECS vectors of 8 each at most.
 // y = (x - mean) * rsqrt(mean((x - mean)^2) + eps) * weight + bias, mean and bias only if kCentred;
 // with a residual, residual += x first, rounded to its type, and that is what is normalised.
 template <bool kCentred>
 __device__ __forceinline__ void normalize_row(const Element* x, const Element* weight, const Element* bias,
-                                              Element* residual, Element* out, i32 width, float eps) {
+                                              Element* residual, Element* out, i32 rows, i32 width,
+                                              float eps) {
   __shared__ float scratch[32];
-  const i64 row = i64(blockIdx.x) * width;
+  const i64 index = i64(blockIdx.x) * kRowsOfBlock + threadIdx.y, row = index * width;
   const int vectors = width / 8;
   let_next_start();
   wait_for_previous();
+  if (index >= rows) return;
   float value[VECS][8];
   Vec16 raw[VECS], held[VECS];
 #pragma unroll

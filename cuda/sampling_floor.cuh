@@ -102,14 +102,15 @@ __device__ __forceinline__ u32 find_key(const Field& field, u64 target, float la
                            : find_key_by_bins(field, largest, target, scratch, measure);
 }
 
-// The k-th largest of the threads' own raw logits: at least k of the row are at or above it.
+// The k-th largest of the threads' own raw logits, or a little less (found to 10 bits of its mantissa): at least k of
+// the row are at or above it.
 __device__ float kth_of_threads(u32 mine, int k) {
   u32 found = 0;
-  for (int bit = 31; bit >= 0; --bit) {
+  for (int bit = 31; bit >= 13; --bit) {
     const u32 trial = found | 1u << bit;
     if (__syncthreads_count(mine >= trial) >= k) found = trial;
   }
-  return found == 0 ? kNegInf : value_of(found);  // 0: fewer than k threads have a token
+  return found <= 0x007fffffu ? kNegInf : value_of(found);  // fewer than k threads have a token above -infinity
 }
 
 // Narrows a whole row to a list of the tokens whose raw logit is at least `least`, unless they are too many.
@@ -145,6 +146,7 @@ __device__ __noinline__ u32 find_floor(const Field& field, i32 top_k, float top_
     __syncthreads();
     int above = 0, reach = 0;
     u64 mass = 0;
+#pragma unroll 8
     for (int i = 0; i < field.listed; ++i) {
       const u32 key = field.list[i].key;
       above += key > own;
