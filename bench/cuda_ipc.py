@@ -5,8 +5,8 @@ writing its blocks; the receiver is a process of its own, on the second GPU wher
 and compares every byte of every transfer on its GPU. Printed:
 - exposed: from the end of the last chunk's compute until the receiver's COMMITTED, and until the
   sender has the ACK, with random block ids;
-- rate of whole hand-offs (push -> ACK) of one large run, and of random blocks, beside a plain copy
-  between the same GPUs by one process.
+- rate of whole hand-offs of one large run, and of random blocks, beside a plain copy between the same
+  GPUs by one process: from push until COMMITTED, and from the first copy until the last is in place.
 """
 
 from __future__ import annotations
@@ -137,6 +137,21 @@ class Bench:
         self.connect_s = time.perf_counter() - start
         self.products_a_second = 0.0
         self.rounds = 0
+        self.copied: list[tuple[float, float]] = []
+        self.note_copies()
+
+    def note_copies(self) -> None:
+        """Let the writer note when each batch begins and is in place."""
+        writer: Any = self.sender._link(self.peer).writer
+        write = writer.write
+
+        def timed(*batch: Any) -> int:
+            start = time.perf_counter()
+            moved: int = write(*batch)
+            self.copied.append((start, time.perf_counter()))
+            return moved
+
+        writer.write = timed
 
     def calibrate(self) -> None:
         """Measure how long one matrix product takes."""
@@ -200,21 +215,21 @@ class Bench:
         acknowledged = time.perf_counter()
         return self.check(transfer) - end, acknowledged - end
 
-    def whole(self, random: bool) -> float:
-        """Push everything at once, computed already; seconds until ACK."""
+    def whole(self, random: bool) -> tuple[float, float]:
+        """Push everything at once, computed already; seconds until COMMITTED, and of copying alone."""
         in_order = list(range(self.shape.num_blocks))
         source_ids, target_ids = (self.random_ids() if random else in_order for _ in range(2))
         transfer = self.begin(source_ids, target_ids)
         for position, block_id in enumerate(source_ids):
             cp.copyto(self.pool[block_id], self.truth[position])
         cp.cuda.Device().synchronize()
+        self.copied.clear()
         start = time.perf_counter()
         transfer.push(0, 0, source_ids)
         transfer.commit(b"state")
         transfer.done.result(30)
-        whole_s = time.perf_counter() - start
-        self.check(transfer)
-        return whole_s
+        copying_s = max(end for _, end in self.copied) - min(begin for begin, _ in self.copied)
+        return self.check(transfer) - start, copying_s
 
     def plain_copy(self, num_bytes: int) -> Callable[[], float]:
         """Prepare a copy to the other GPU by this process alone; calling it measures seconds."""
@@ -290,12 +305,13 @@ def main() -> None:
     print(f"    exposed until ACK       {in_ms([acknowledged for _, acknowledged in exposed])}")
     plain = bench.plain_copy(shape.num_bytes)
     for name, measure in (("one run", partial(bench.whole, False)), ("random", partial(bench.whole, True))):
-        pairs = [(plain(), measure()) for _ in range(options.rounds)]
-        plain_s, whole_s = (statistics.median(side) for side in zip(*pairs, strict=True))
-        ratio = statistics.median(p / w for p, w in pairs)
+        rounds = [(plain(), *measure()) for _ in range(options.rounds)]
+        plain_s, whole_s, copying_s = (statistics.median(side) for side in zip(*rounds, strict=True))
+        share = statistics.median(p / w for p, w, _ in rounds)
+        copying_share = statistics.median(p / c for p, _, c in rounds)
         print(
-            f"  whole, {name:8} {rate(shape, whole_s)} | plain copy {rate(shape, plain_s)} | "
-            f"ratio {ratio:4.2f}"
+            f"  whole, {name:8} {rate(shape, whole_s)}, ratio {share:4.2f} | copying "
+            f"{rate(shape, copying_s)}, ratio {copying_share:4.2f} | plain copy {rate(shape, plain_s)}"
         )
     bench.close()
 
