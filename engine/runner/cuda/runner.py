@@ -126,9 +126,9 @@ class CudaRunner:
         for index in new:
             self._sampler.assign(slots[index], rows[index].request)
         shape = shape_of(rows, num_decodes)
-        # Log-probabilities of prompts want any number of logits, and a graph does not tell of layers.
+        # Log-probabilities of prompts want any number of logits.
         padded = None
-        if self._graphs is not None and marks is None and not is_wanted(rows):
+        if self._graphs is not None and not is_wanted(rows):
             padded = self._ladder.padded(shape)
         batch = build_batch(rows, num_decodes, slots, padded or shape)
         host_rows = self._sampler.rows(batch)
@@ -152,7 +152,7 @@ class CudaRunner:
         if padded is None:
             logits = self._run(batch.shape, wanted, marks)
         else:
-            logits = self._replay(batch, wanted)
+            logits = self._replay(batch, wanted, marks)
         rest = 6 + len(host_rows.parts)
         values = None
         if asked is not None:
@@ -164,13 +164,17 @@ class CudaRunner:
         self._state.outputs(parts[3].view(torch.int32), drawn.tokens)
         return batch, drawn, values
 
-    def _replay(self, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
-        """Logits float32[R, V] of the tokens `wanted`, by a graph."""
+    def _replay(self, batch: Batch, wanted: torch.Tensor, marks: LayerMarks | None) -> torch.Tensor:
+        """Logits float32[R, V] of the tokens `wanted`, by a graph.
+
+        A graph does not tell of layers. If that is wanted, the same work is launched piece by piece, so that
+        the result is the same bit for bit.
+        """
         assert self._graphs is not None
         if self._generation != self._attention.generation:
             self._graphs.drop()
             self._generation = self._attention.generation
-        logits = self._graphs.run(batch.shape)
+        logits = self._graphs.run(batch.shape) if marks is None else self._run(batch.shape, marks=marks)
         count = len(batch.sampled)
         if batch.shape.has_chunks or count == batch.num_rows:
             return logits[:count]
