@@ -30,7 +30,7 @@ def test_layers_are_final_when_they_are_told(tmp_path: Path, monkeypatch: pytest
     files = open_model(str(tmp_path))
     backend = CudaBackend(torch.bfloat16)
     model = build_transformer(files.architecture, files.source, backend, 2 * LENGTH)
-    pool = backend.allocate_pool(create_group(files.architecture, BLOCK, "bfloat16"), 200, None)
+    pool = backend.allocate_pool(create_group(files.architecture, BLOCK, "bfloat16"), 204, None)
     pool.blocks.fill_(float("nan"))
     runner = CudaRunner(config, files.architecture.eos_token_ids, model, backend, pool, 2 * LENGTH)
     store = backend.rope_kv_store
@@ -41,27 +41,31 @@ def test_layers_are_final_when_they_are_told(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(backend, "rope_kv_store", store_late)
     side = torch.cuda.Stream()
-    for attempt in range(3):
-        ids = list(range(attempt * 40, attempt * 40 + 34))
-        tokens = torch.randint(3, 97, (LENGTH,)).tolist()
+    tokens = torch.randint(3, 97, (LENGTH,)).tolist()
+    full = LENGTH // BLOCK
+    drawn, kept = set(), []
+    for attempt in range(6):
+        held = attempt % 2 == 0  # the others become a graph, which is then replayed
+        ids = list(range(attempt * 34, attempt * 34 + 33))
         request = Request(
-            f"r{attempt}", tokens, LENGTH, SamplingParams(temperature=0.0), block_ids=[ids], hold_blocks=True
+            f"r{attempt}", tokens, LENGTH, SamplingParams(temperature=0.0), block_ids=[ids], hold_blocks=held
         )
         rows = (ScheduledRow(request, 0, LENGTH, sample=True),)
         pending = runner.launch(SchedulerOutput(attempt + 1, rows))
         told = [moment.num_layers for moment in pending.layers]
-        assert told == list(marked_layers(pool.group.shape[0]))
+        assert told == (list(marked_layers(pool.group.shape[0])) if held else [])
         early = []
         for moment in pending.layers:
             moment.wait()
             with torch.cuda.stream(side):
-                early.append(pool.blocks[ids[0] : ids[-1], : moment.num_layers].clone())
+                early.append(pool.blocks[ids[0] : ids[full], : moment.num_layers].clone())
             side.synchronize()
-        pending.wait()
+        drawn.add(pending.wait().sampled[f"r{attempt}"])
         torch.cuda.synchronize()
-        full = LENGTH // BLOCK
+        kept.append(pool.blocks[ids[0] : ids[full]].clone())
         for count, blocks in zip(told, early, strict=True):
-            assert not blocks[:full].isnan().any()
-            final = pool.blocks[ids[0] : ids[-1], :count]
-            assert torch.equal(blocks[:full], final[:full])
-        assert not pool.blocks[ids[full] + 2 :].isfinite().any()
+            assert not blocks.isnan().any()
+            assert torch.equal(blocks, kept[-1][:, :count])
+        assert not pool.blocks[ids[-1] + 1 :].isfinite().any()
+    assert len(drawn) == 1
+    assert all(torch.equal(kept[0], other) for other in kept)
