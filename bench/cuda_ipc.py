@@ -4,7 +4,8 @@ Prefill is stood in for by matrix products on a stream, chunk by chunk, each of 
 writing its blocks; the receiver is a process of its own, on the second GPU where there is one,
 and compares every byte of every transfer on its GPU. Printed:
 - exposed: from the end of the last chunk's compute until the receiver's COMMITTED, and until the
-  sender has the ACK, with random block ids;
+  sender has the ACK, with random block ids; also with the last chunk layer by layer, as an engine of 32
+  layers does it, whose last layer's attention and logits (here: 0.4 ms) come after all KV;
 - rate of whole hand-offs of one large run, and of random blocks, beside a plain copy between the same
   GPUs by one process: from push until COMMITTED, and from the first copy until the last is in place.
 """
@@ -33,6 +34,8 @@ from kvtransfer.region import Region
 from kvtransfer.sender import Sender
 
 LEASE_S = 10.0
+PARTS = (24 / 32, 30 / 32, 1.0)  # of a block, as engine.backends.cuda.layer_marks has them
+TAIL_S = 0.4e-3
 POISON = np.uint64(0xEEEEEEEEEEEEEEEE)
 MATRIX = 8192
 
@@ -155,17 +158,22 @@ class Bench:
 
     def calibrate(self) -> None:
         """Measure how long one matrix product takes."""
+        self.products_a_second = 1.0
         for num in (3, 20):
+            self.stream.synchronize()
             start = time.perf_counter()
-            self.compute(num)
+            self.compute(num / self.products_a_second)
             self.stream.synchronize()
             self.products_a_second = num / (time.perf_counter() - start)
 
-    def compute(self, num_products: int) -> None:
+    def compute(self, seconds: float) -> None:
         """Queue matrix products, as a chunk's prefill would."""
+        whole, rest = divmod(seconds * self.products_a_second, 1.0)
         with self.stream:
-            for _ in range(num_products):
+            for _ in range(int(whole)):
                 cp.matmul(self.a, self.a, out=self.c)
+            if num_rows := round(rest * MATRIX) // 128 * 128:
+                cp.matmul(self.a[:num_rows], self.a, out=self.c[:num_rows])
 
     def begin(self, source_ids: list[int], target_ids: list[int]) -> Any:
         """Poison the source, reserve the target, and start a transfer."""
@@ -187,33 +195,56 @@ class Bench:
             raise SystemExit(f"FAILED: {wrong} wrong blocks, {num_bytes} bytes received, {stats}")
         return float(at)
 
-    def exposed(self, num_chunks: int, compute_s: float) -> tuple[float, float]:
+    def exposed(self, num_chunks: int, compute_s: float, by_layers: bool = False) -> tuple[float, float]:
         """Push random blocks while chunks compute; seconds until (COMMITTED, ACK) after the last."""
         shape = self.shape
         source_ids = self.random_ids()
         transfer = self.begin(source_ids, self.random_ids())
         size = shape.num_blocks // num_chunks
-        num_products = max(1, round(compute_s * self.products_a_second))
         ready: list[Any] = []
-        last = cp.cuda.Event(disable_timing=True)
         for first in range(0, shape.num_blocks, size):
             if len(ready) > 1:
                 ready[-2].synchronize()  # the host runs one step ahead
-            self.compute(num_products)
             ids = source_ids[first : first + size]
-            ready.append(cp.cuda.Event(block=not self.spin, disable_timing=True))
-            with self.stream:
-                for position, block_id in enumerate(ids, first):
-                    cp.copyto(self.pool[block_id], self.truth[position])
-                ready[-1].record(self.stream)
-                last.record(self.stream)
+            if by_layers and first + size == shape.num_blocks:
+                self.push_layers(transfer, first, ids, compute_s)
+                break
+            self.compute(compute_s)
+            self.store(first, ids, range(shape.block_bytes))
+            ready.append(self.moment(blocking=not self.spin))
             transfer.push(0, first, ids, ready=ready[-1].synchronize)
-        last.synchronize()
+        self.moment(blocking=False).synchronize()
         end = time.perf_counter()
         transfer.commit(b"state")
         transfer.done.result(30)
         acknowledged = time.perf_counter()
         return self.check(transfer) - end, acknowledged - end
+
+    def push_layers(self, transfer: Any, first: int, ids: list[int], compute_s: float) -> None:
+        """Compute a chunk, and push its blocks as they are written from front to back."""
+        parts, start = [], 0.0
+        for stop in PARTS:
+            part = range(*(round(share * self.shape.block_bytes) for share in (start, stop)))
+            self.compute((stop - start) * compute_s)
+            self.store(first, ids, part)
+            parts.append((part, self.moment(blocking=stop < 1.0)))
+            start = stop
+        self.compute(TAIL_S)
+        for part, moment in parts:
+            transfer.push(0, first, ids, ready=moment.synchronize, part=part)
+
+    def store(self, first: int, ids: list[int], part: range) -> None:
+        """Write these bytes of blocks, as a chunk's prefill would."""
+        words = slice(part.start // 8, part.stop // 8)
+        with self.stream:
+            for position, block_id in enumerate(ids, first):
+                cp.copyto(self.pool[block_id, words], self.truth[position, words])
+
+    def moment(self, blocking: bool) -> Any:
+        """Record an event behind what was queued so far."""
+        event = cp.cuda.Event(block=blocking, disable_timing=True)
+        event.record(self.stream)
+        return event
 
     def whole(self, random: bool) -> tuple[float, float]:
         """Push everything at once, computed already; seconds until COMMITTED, and of copying alone."""
@@ -292,17 +323,22 @@ def main() -> None:
     shape = Shape(options.blocks, options.blocks + options.blocks // 2, options.block_mib << 20)
     bench = Bench(shape, 0, peer_gpu, options.spin)
     bench.calibrate()
-    bench.exposed(options.chunks, 0.001)
+    for by_layers in (False, True):
+        bench.exposed(options.chunks, 0.001, by_layers)  # loads kernels
     print(
         f"GPU 0 -> GPU {peer_gpu}, {shape.num_blocks} blocks of {options.block_mib} MiB; "
         f"connect {bench.connect_s * 1e3:.1f} ms; "
         f"{options.rounds} rounds, all bytes compared each time"
     )
-    exposed = [bench.exposed(options.chunks, options.compute_ms / 1e3) for _ in range(options.rounds)]
     wait = "spinning" if options.spin else "blocking"
     print(f"  {options.chunks} chunks of {options.compute_ms:g} ms of compute, {wait} wait:")
-    print(f"    exposed until COMMITTED {in_ms([committed for committed, _ in exposed])}")
-    print(f"    exposed until ACK       {in_ms([acknowledged for _, acknowledged in exposed])}")
+    for by_layers in (False, True):
+        exposed = [
+            bench.exposed(options.chunks, options.compute_ms / 1e3, by_layers) for _ in range(options.rounds)
+        ]
+        name = "the last one layer by layer" if by_layers else "each one when it is over"
+        print(f"    {name}: exposed until COMMITTED {in_ms([committed for committed, _ in exposed])}")
+        print(f"    {' ' * len(name)}          until ACK       {in_ms([acked for _, acked in exposed])}")
     plain = bench.plain_copy(shape.num_bytes)
     for name, measure in (("one run", partial(bench.whole, False)), ("random", partial(bench.whole, True))):
         rounds = [(plain(), *measure()) for _ in range(options.rounds)]
