@@ -46,7 +46,7 @@ class BuiltEngine:
         vocab_size: V.
         context_length: most tokens of a request.
         grammars: makes the grammars of requests.
-        load_seconds: time by phase: backend, open, weights, pool.
+        load_seconds: time by phase: open, backend, weights, pool, runner.
     """
 
     config: EngineConfig
@@ -103,9 +103,11 @@ def build_engine(
             first_block, num_blocks = borrowed.first_block, borrowed.num_blocks
             pool_blocks, memory = borrowed.pool_blocks, borrowed.pools[group.name]
         pool = backend.allocate_pool(group, pool_blocks, memory)
+    with _timed(seconds, "runner"):
+        runner = _runner(config, files.architecture, model, backend, pool, context_length)
     engine = Engine(
         config,
-        _runner(config, files.architecture, model, backend, pool, context_length),
+        runner,
         layout,
         num_blocks,
         files.architecture.vocab_size,

@@ -210,7 +210,7 @@ class Engine:
         try:
             busy = True
             while self._take_commands(wait=not busy):
-                busy = self._loop.step()
+                busy = self._loop.step() or self._loop.prepare()
         except BaseException as bug:
             _log.exception("the engine died")
             error = EngineStoppedError(f"the engine died: {type(bug).__name__}: {bug}")

@@ -74,6 +74,14 @@ class EngineLoop:
             self._finish_oldest()
         return True
 
+    def prepare(self) -> bool:
+        """Use the time in which nothing runs; False: there is nothing to prepare."""
+        try:
+            return self._runner.prepare()
+        except Exception as error:
+            _log.warning("a preparation failed", exc_info=error)
+            return False
+
     def _launch(self, output: SchedulerOutput) -> None:
         try:
             pending = self._runner.launch(output)

@@ -185,3 +185,11 @@ class Runner(Protocol):
         If it raises, nothing of the step runs any more: its blocks are given to others next.
         """
         ...
+
+    def prepare(self) -> bool:
+        """Do some milliseconds of work that a later step would have to wait for; called while no step runs.
+
+        Returns:
+            Whether there is more to do.
+        """
+        ...

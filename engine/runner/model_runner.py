@@ -66,6 +66,10 @@ class ModelRunner:
         self._sampler = sampler
         self._store = PlainBlockStore(pool, num_host_slots)
 
+    def prepare(self) -> bool:
+        """Nothing is made ahead."""
+        return False
+
     @torch.inference_mode()
     def launch(self, output: SchedulerOutput) -> DoneStep:
         """Run one step. Modifies the KV of the copied blocks and of the scheduled slots, nothing else."""

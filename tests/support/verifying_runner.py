@@ -156,6 +156,9 @@ class VerifyingRunner:
         self._drawn: dict[str, int] = {}
         self._broken: set[Request] = set()
 
+    def prepare(self) -> bool:
+        return False
+
     def launch(self, output: SchedulerOutput) -> PendingStep:
         self.outputs.append(output)
         if self.fail_steps:

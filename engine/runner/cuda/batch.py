@@ -42,8 +42,10 @@ class Batch:
 
     @property
     def wanted(self) -> IntArray:
-        """sample_tokens and as many others as the shape has room for."""
-        return np.pad(self.sample_tokens, (0, self.shape.num_wanted - len(self.sample_tokens)))
+        """int32[num_wanted], sample_tokens and others."""
+        wanted = np.zeros(self.shape.num_wanted, np.int32)
+        wanted[: len(self.sample_tokens)] = self.sample_tokens
+        return wanted
 
 
 def shape_of(rows: Sequence[ScheduledRow], num_decodes: int) -> StepShape:
@@ -51,7 +53,7 @@ def shape_of(rows: Sequence[ScheduledRow], num_decodes: int) -> StepShape:
     return StepShape(
         num_rows=len(rows),
         num_decodes=num_decodes,
-        num_tokens=sum(row.num_tokens for row in rows),
+        num_tokens=num_decodes + sum(row.num_tokens for row in rows[num_decodes:]),
         num_wanted=sum(row.sample for row in rows),
         has_chunks=num_decodes < len(rows),
     )

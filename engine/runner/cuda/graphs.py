@@ -41,6 +41,17 @@ class StepGraphs:
         graph.replay()
         return result
 
+    def prepare(self, shape: StepShape) -> bool:
+        """Take one of the two steps towards a graph; False: the other one is left."""
+        if shape in self._graphs:
+            return True
+        if shape not in self._seen:
+            self._seen.add(shape)
+            self._forward(shape)
+            return False
+        self._graphs[shape] = self._capture(shape)
+        return True
+
     def _capture(self, shape: StepShape) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         graph = torch.cuda.CUDAGraph()
         # The collector might free the graph of an engine that is gone, which ends a capture.

@@ -9,6 +9,7 @@ Steps of decode alone and steps with chunks are padded to the shapes of a ladder
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,19 +80,26 @@ class CudaRunner:
         self._graphs = StepGraphs(self._run) if config.graphs else None
         torch.cuda.synchronize()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._unprepared = deque[StepShape]()
         if self._graphs is not None:
-            self._capture(self._graphs)
+            self._unprepared.extend(self._ladder.first)
+            while self.prepare():
+                pass
+            self._stream.synchronize()
+            self._unprepared.extend(self._ladder.soon)
 
     @torch.inference_mode()
-    def _capture(self, graphs: StepGraphs) -> None:
-        """Capture what is needed first, so that no request waits for it; the rest when it comes up."""
+    def prepare(self) -> bool:
+        """Come closer to the next graph that is likely to be needed; False: none is left."""
+        if self._graphs is None or not self._unprepared:
+            return False
+        shape = self._unprepared[0]
         with torch.cuda.stream(self._stream):
-            for shape in self._ladder.first:
-                nothing = build_batch((), 0, (), shape)
-                self._staging.send((nothing.rows, nothing.tokens, nothing.wanted))
-                for _ in range(2):
-                    graphs.run(shape)
-            self._stream.synchronize()
+            nothing = build_batch((), 0, (), shape)
+            self._staging.send((nothing.rows, nothing.tokens, nothing.wanted))
+            if self._graphs.prepare(shape):
+                self._unprepared.popleft()
+        return bool(self._unprepared)
 
     @torch.inference_mode()
     def launch(self, output: SchedulerOutput) -> CudaPendingStep:
@@ -125,14 +133,14 @@ class CudaRunner:
         slots, new = self._slots.find(rows)
         for index in new:
             self._sampler.assign(slots[index], rows[index].request)
-        shape = shape_of(rows, num_decodes)
+        shape, asks = shape_of(rows, num_decodes), is_wanted(rows)
         # Log-probabilities of prompts want any number of logits.
         padded = None
-        if self._graphs is not None and not is_wanted(rows):
+        if self._graphs is not None and not asks:
             padded = self._ladder.padded(shape)
         batch = build_batch(rows, num_decodes, slots, padded or shape)
         host_rows = self._sampler.rows(batch)
-        asked = foretold(rows, batch.sample_tokens)
+        asked = foretold(rows, batch.sample_tokens) if asks else None
         where, blocks = self._slots.take_edits()
         parts = self._staging.send(
             (

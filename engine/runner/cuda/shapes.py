@@ -64,6 +64,18 @@ class ShapeLadder:
             shapes.insert(0, self._chunk_shape(self._tokens[-1], self._max_rows, True))
         return shapes
 
+    @property
+    def soon(self) -> list[StepShape]:
+        """Shapes to capture while nothing runs: of long prompts, and of prompts beside many that decode."""
+        sizes, most = [size for size in self._tokens if size > self._max_rows], self._tokens[-1]
+        long = [
+            self._chunk_shape(most, wanted, decodes)
+            for wanted in self._wanted[:2]
+            for decodes in (True, False)
+        ]
+        crowded = [self._chunk_shape(size, self._max_rows, True) for size in sizes]
+        return [shape for shape in long if shape.num_wanted < most] + crowded
+
     def _chunk_shape(self, tokens: int, wanted: int, decodes: bool) -> StepShape:
         # One row more than requests: the tokens that fill up are its.
         num_decodes = min(self._max_rows, tokens) if decodes else 0

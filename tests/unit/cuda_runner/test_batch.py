@@ -128,6 +128,16 @@ def test_what_is_captured_first() -> None:
     assert not any(shape.has_chunks for shape in ShapeLadder(max_rows=256, max_tokens=256).first)
 
 
+def test_what_is_captured_in_idle_time() -> None:
+    ladder = ShapeLadder(max_rows=256, max_tokens=2048)
+    soon = ladder.soon
+    assert len(soon) < 32
+    assert all(ladder.padded(shape) == shape for shape in soon)
+    assert StepShape(257, 0, 2048, 0, has_chunks=True) in soon, "the middle of a long prompt"
+    assert StepShape(257, 256, 384, 256, has_chunks=True) in soon
+    assert all(shape.num_wanted < 1 for shape in ShapeLadder(max_rows=1, max_tokens=1).soon)
+
+
 def test_copies_run_as_if_one_after_the_other() -> None:
     draw = random.Random(2)
     for _ in range(300):

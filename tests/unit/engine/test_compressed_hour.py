@@ -62,6 +62,9 @@ class Device:
     def __init__(self) -> None:
         self.under_way: deque[LateStep] = deque()
 
+    def prepare(self) -> bool:
+        return False
+
     def launch(self, output: SchedulerOutput) -> LateStep:
         step = LateStep(self, output)
         for other in self.under_way:

@@ -376,3 +376,30 @@ def test_a_whole_pool_prompt_fits_if_it_is_only_prefilled(bench: Bench) -> None:
     assert bench.engine.stats().used_blocks == 64
     bench.engine.cancel("a")
     bench.settle()
+
+
+def test_what_can_be_prepared_is_prepared_while_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit: a request that comes meanwhile waits for one of them at most."""
+    bench, left, during = Bench(), [5], list[int]()
+    asked = threading.Semaphore(0)
+
+    def prepare() -> bool:
+        during.append(len(bench.engine._live))
+        asked.release()
+        if left[0] == 3:
+            bench.engine.submit(create_request(9, "a", max_tokens=2))
+        left[0] -= 1
+        if left[0] == 1:
+            raise RuntimeError("no memory")
+        return left[0] > 0
+
+    monkeypatch.setattr(bench.runner, "prepare", prepare)
+    bench.engine.start()
+    try:
+        bench.wait_for("a", is_last)
+        for _ in range(4):
+            assert asked.acquire(timeout=TIMEOUT_S)
+        bench.settle()
+    finally:
+        bench.engine.stop()
+    assert during[:4] == [0, 0, 0, 0], "never beside a request, and a failure costs nothing but itself"

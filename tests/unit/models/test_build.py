@@ -45,7 +45,7 @@ def test_engine_answers_as_transformers(saved: tuple[PreTrainedModel, Path]) -> 
     assert built.context_length == 512
     assert built.layout.groups[0].block_bytes == BLOCK_BYTES
     assert len(built.kv_memory[0]) == 40 * BLOCK_BYTES == len(memory["attention"])
-    assert set(built.load_seconds) == {"open", "backend", "weights", "pool"}
+    assert set(built.load_seconds) == {"open", "backend", "weights", "pool", "runner"}
     prompts = {str(n): torch.randint(3, 97, (n,)).tolist() for n in (1, 16, 45, 70)}
     sampling = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     built.engine.start()
