@@ -74,6 +74,33 @@ def model_costs(architecture: Architecture, dtype: str) -> Costs:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What one step computes.
+
+    Attributes:
+        tokens: of decoding rows and of chunks.
+        sampled: rows of logits.
+        read_tokens: sum of the context lengths of the decoding rows.
+        pairs: of query and key in the chunks' attention.
+    """
+
+    tokens: int
+    sampled: int
+    read_tokens: int
+    pairs: int
+
+
+def floor_by_part(work: StepWork, costs: Costs, ceilings: Ceilings) -> dict[str, float]:
+    """Return the seconds of one step, by part."""
+    products = (work.tokens * costs.layer_flops + work.sampled * costs.head_flops) / ceilings.product_flops
+    return {
+        "products": max(costs.weight_bytes / ceilings.read_bytes_s, products),
+        "attention_decode": work.read_tokens * costs.kv_bytes / ceilings.read_bytes_s,
+        "attention_prefill": work.pairs * costs.attention_flops / ceilings.attention_flops,
+    }
+
+
 @dataclass(slots=True)
 class _Row:
     prompt_left: int
@@ -115,9 +142,4 @@ def _step(running: list[_Row], costs: Costs, ceilings: Ceilings, max_step_tokens
         if not row.prompt_left:
             row.out_left -= 1
             sampled += 1
-    products = (tokens * costs.layer_flops + sampled * costs.head_flops) / ceilings.product_flops
-    return (
-        max(costs.weight_bytes / ceilings.read_bytes_s, products)
-        + read_tokens * costs.kv_bytes / ceilings.read_bytes_s
-        + pairs * costs.attention_flops / ceilings.attention_flops
-    )
+    return sum(floor_by_part(StepWork(tokens, sampled, read_tokens, pairs), costs, ceilings).values())

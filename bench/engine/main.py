@@ -109,11 +109,14 @@ class _Bench:
         with self._driver(role) as driver:
             with self._told(f"{role}: warm-up"):
                 self._once(driver, warm_up_workload(self._workloads), 0)
+            steps: dict[str, int] = {}
             for workload in self._workloads:
                 rounds = []
                 for number in range(1, self._args.rounds + 1):
+                    before = driver.counters().get("steps", 0)
                     with self._told(f"{role}: {workload.name}, round {number} of {self._args.rounds}"):
                         rounds.append(self._once(driver, workload, number))
+                    steps[workload.name] = driver.counters().get("steps", 0) - before
                 floor_s = floor_seconds(
                     workload,
                     self._costs,
@@ -132,7 +135,7 @@ class _Bench:
                     **driver.counters(),
                 )
                 if self._args.profile:
-                    self._trace(driver, console)
+                    self._trace(driver, console, steps)
             else:
                 report.start(
                     role, **{"start s": round(driver.start_s, 2)}, transports=sorted(driver.transports)
@@ -141,16 +144,20 @@ class _Bench:
     def _once(self, driver: Driver, workload: Workload, seed: int) -> dict[str, float]:
         return driver.run(workload, workload.prompts(self._vocab_size, seed)).summary(workload)
 
-    def _trace(self, driver: CoLocated, console: Console) -> None:
+    def _trace(self, driver: CoLocated, console: Console, steps: dict[str, int]) -> None:
+        """Record steps of one more round of each workload. `steps`: that the last round took."""
         path: Path = self._args.profile
-        first, num_steps = self._args.profile_from, self._args.profile_steps
+        num_steps = self._args.profile_steps
         for workload in self._workloads:
-            trace = StepTrace(first, num_steps, kernels=self._config.backend == "cuda")
+            middle = max(1, (steps[workload.name] - num_steps) // 2)
+            trace = StepTrace(
+                self._args.profile_from or middle, num_steps, kernels=self._config.backend == "cuda"
+            )
             with self._told(f"profile: {workload.name}"), trace.attached(driver.built.engine):
-                self._once(driver, workload.shortened(first + num_steps), self._args.rounds + 1)
+                self._once(driver, workload, self._args.rounds + 1)
             stem, _, suffixes = path.name.partition(".")
             trace.write(path.with_name(f"{stem}-{workload.name}.{suffixes or 'json'}"))
-            show_trace(console, workload, trace)
+            show_trace(console, workload, trace, self._costs, self.ceilings)
 
     @contextlib.contextmanager
     def _driver(self, role: str) -> Iterator[Driver]:
@@ -231,11 +238,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--profile",
         type=Path,
         metavar="FILE",
-        help="role both: write traces that ui.perfetto.dev opens, FILE-<workload>.json[.gz], and print where "
-        "the time goes",
+        help="role both: one more round of each workload; write steps of it as traces that ui.perfetto.dev "
+        "opens, FILE-<workload>.json[.gz], and print where the time goes, by part beside its floor",
     )
-    add("--profile-from", type=int, default=20, help="first step of the trace (default 20)")
-    add("--profile-steps", type=int, default=50, help="steps of the trace (default 50)")
+    add(
+        "--profile-from",
+        type=int,
+        default=0,
+        help="first step of the trace (default: in the middle of a round)",
+    )
+    add("--profile-steps", type=int, default=30, help="steps of the trace (default 30)")
     return parser
 
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.engine.floor import Ceilings
+from bench.engine.floor import Ceilings, Costs, floor_by_part
 from bench.engine.trace import StepTrace
 from bench.engine.workloads import Workload
 from loadtest.environment import environment
@@ -121,8 +121,10 @@ class Report:
         path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def show_trace(console: Console, workload: Workload, trace: StepTrace) -> None:
-    """Print where the time of the recorded steps went."""
+def show_trace(
+    console: Console, workload: Workload, trace: StepTrace, costs: Costs, ceilings: Ceilings
+) -> None:
+    """Print where the time of the recorded steps went, and the floor of each part."""
     num_steps = sum(name == "launch" for name, _, _, _ in trace.spans)
     wall_ms = trace.wall_ms
     console.print(f"{workload.name}: {num_steps} steps in {wall_ms:.1f} ms", highlight=False)
@@ -135,6 +137,13 @@ def show_trace(console: Console, workload: Workload, trace: StepTrace) -> None:
     busy_ms = sum(total_ms for _, _, total_ms in kernels)
     if kernels:
         console.print(f"  kernels busy {100 * busy_ms / wall_ms:.1f} % of the time", highlight=False)
+        floors = [floor_by_part(work, costs, ceilings) for work in trace.work]
+        for part, total_ms in trace.part_table().items():
+            floor_ms = 1e3 * sum(floor.get(part, 0.0) for floor in floors)
+            of_floor = (
+                f"floor {floor_ms / num_steps:8.3f} ({100 * floor_ms / total_ms:.0f} %)" if floor_ms else ""
+            )
+            console.print(f"  {part:18} {total_ms / num_steps:8.3f} ms a step, {of_floor}", highlight=False)
     for name, count, total_ms in kernels[:MAX_KERNELS]:
         console.print(
             f"  {100 * total_ms / busy_ms:5.1f} % {count:6} x {1e3 * total_ms / count:8.1f} us  {name}",

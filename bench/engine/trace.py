@@ -22,6 +22,7 @@ from typing import ParamSpec, TypedDict, TypeVar
 
 import torch
 
+from bench.engine.floor import StepWork
 from engine.engine import Engine
 from engine.step import PendingStep, SchedulerOutput, StepResult
 
@@ -48,6 +49,7 @@ class StepTrace:
 
     Attributes:
         spans: of the phases, ns since the epoch.
+        work: of each step launched.
     """
 
     def __init__(self, first: int, num_steps: int, *, kernels: bool) -> None:
@@ -55,6 +57,7 @@ class StepTrace:
         self._step = 0
         self._profiler = _kernel_profiler() if kernels else None
         self.spans: list[tuple[str, int, int, dict[str, object]]] = []
+        self.work: list[StepWork] = []
         self._kernels: list[TraceEvent] = []
 
     @contextmanager
@@ -72,6 +75,8 @@ class StepTrace:
             chunks = sum(row.num_tokens > 1 for row in output.rows)
             facts: dict[str, object] = {"step": output.step, "rows": len(output.rows)}
             facts |= {"tokens": output.num_tokens, "chunks": chunks}
+            if self._begin <= self._step < self._end:
+                self.work.append(work_of(output))
             return _TracedStep(self, self._timed("launch", launch, facts)(output))
 
         scheduler.schedule = traced_schedule  # type: ignore[method-assign]
@@ -109,6 +114,13 @@ class StepTrace:
             if times:
                 rows.append((phase, statistics.median(times), sum(times)))
         return rows
+
+    def part_table(self) -> dict[str, float]:
+        """Return the kernels' ms by part of a step; those of products are cuBLAS's or ours."""
+        times = dict.fromkeys(("products", "attention_decode", "attention_prefill", "other"), 0.0)
+        for name, _, total_ms in self.kernel_table():
+            times[_part(name)] += total_ms
+        return times
 
     def kernel_table(self) -> list[tuple[str, int, float]]:
         """Return (kernel, launches, total ms), longest first."""
@@ -168,6 +180,25 @@ class StepTrace:
                 self._kernels.append(
                     kept | {"ts": kept["ts"] + base_us, "pid": "device", "tid": f"stream {stream}"}
                 )
+
+
+def work_of(output: SchedulerOutput) -> StepWork:
+    """What a step computes."""
+    decodes = [row for row in output.rows if row.num_tokens == 1]
+    chunks = [row for row in output.rows if row.num_tokens > 1]
+    return StepWork(
+        tokens=output.num_tokens,
+        sampled=sum(row.sample for row in output.rows),
+        read_tokens=sum(row.start + 1 for row in decodes),
+        pairs=sum(row.num_tokens * row.start + row.num_tokens * (row.num_tokens + 1) // 2 for row in chunks),
+    )
+
+
+def _part(kernel: str) -> str:
+    for part in ("attention_decode", "attention_prefill"):
+        if part in kernel:
+            return part
+    return "products" if re.search(r"nvjet|gemm|cutlass|splitK|linear_rows", kernel) else "other"
 
 
 class _TracedStep:

@@ -64,10 +64,6 @@ class Workload:
             return seconds / self.tokens_out * 1e3
         return (self.tokens_in if self.name == "prefill" else self.tokens_out) / seconds
 
-    def shortened(self, max_out: int) -> Workload:
-        """Return the same with answers of at most `max_out` tokens."""
-        return Workload(self.name, tuple((a, min(b, max_out)) for a, b in self.sizes))
-
     def prompts(self, vocab_size: int, seed: int) -> list[list[int]]:
         """Draw the token ids."""
         rng = random.Random(seed)

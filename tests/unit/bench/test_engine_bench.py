@@ -8,11 +8,15 @@ from dataclasses import replace
 import pytest
 
 from bench.engine.apart import worker_flags
-from bench.engine.floor import Ceilings, Costs, floor_seconds, model_costs
+from bench.engine.floor import Ceilings, Costs, StepWork, floor_by_part, floor_seconds, model_costs
 from bench.engine.measurement import Watch, percentile
+from bench.engine.trace import StepTrace, work_of
 from bench.engine.workloads import MAKERS, Workload, lognormal, make_workload, warm_up_workload
 from engine.backends.base import Activation
 from engine.models.architecture import Architecture, RopeKind, RopeParameters
+from engine.request import Request
+from engine.sampling_params import SamplingParams
+from engine.step import ScheduledRow, SchedulerOutput
 
 COSTS = Costs(weight_bytes=1000, layer_flops=10, head_flops=5, kv_bytes=2, attention_flops=3)
 CEILINGS = Ceilings(read_bytes_s=100.0, product_flops=50.0, attention_flops=30.0)
@@ -141,6 +145,36 @@ def test_a_smaller_batch_reads_the_weights_more_often() -> None:
     floors = [floor_seconds(workload, COSTS, CEILINGS, running, 64) for running in (1, 5, 10)]
     assert floors == sorted(floors, reverse=True)
     assert floors[0] > 2 * floors[2]
+
+
+def test_the_work_of_a_traced_step() -> None:
+    """Two rows decode with 8 and 5 tokens of context; a chunk of 3 comes after 4 tokens."""
+
+    def row(start: int, num_tokens: int, sample: bool) -> ScheduledRow:
+        request = Request("a", [0] * 20, 20, SamplingParams())
+        return ScheduledRow(request, start, num_tokens, sample)
+
+    work = work_of(SchedulerOutput(1, (row(7, 1, True), row(4, 1, True), row(4, 3, False))))
+    assert work == StepWork(tokens=5, sampled=2, read_tokens=8 + 5, pairs=5 + 6 + 7)
+    floors = floor_by_part(work, COSTS, CEILINGS)
+    assert floors["attention_decode"] == 13 * COSTS.kv_bytes / CEILINGS.read_bytes_s
+    assert floors["attention_prefill"] == 18 * COSTS.attention_flops / CEILINGS.attention_flops
+
+
+def test_kernels_belong_to_a_part_of_a_step() -> None:
+    trace = StepTrace(1, 1, kernels=False)
+    names = {
+        "void nvjet_sm90_tst_256x128_64x4<int>": 4.0,
+        "cublasLt::splitKreduce_kernel<32>": 1.0,
+        "linear_rows": 2.0,
+        "attention_decode": 8.0,
+        "attention_decode_plan": 16.0,
+        "attention_prefill_sm90": 32.0,
+        "rms_norm": 64.0,
+    }
+    trace._kernels = [{"name": name, "dur": 1e3 * ms} for name, ms in names.items()]
+    parts = {"products": 7.0, "attention_decode": 24.0, "attention_prefill": 32.0, "other": 64.0}
+    assert trace.part_table() == parts
 
 
 def test_costs_of_the_8b_shape() -> None:
