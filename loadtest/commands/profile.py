@@ -21,6 +21,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the two share a machine: measure also how each slows the other one down",
     )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="of the prompts; another one if this cluster was measured before (default: 1)",
+    )
     parser.add_argument("--out", type=Path, default=Path("profile.json"), help="file (default: profile.json)")
 
 
@@ -28,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     console = Console(highlight=False)
     with console.status("measuring") as status:
-        calibration = Calibration(args.target, args.most_input, together=args.together, say=status.update)
+        calibration = Calibration(
+            args.target, args.most_input, together=args.together, seed=args.seed, say=status.update
+        )
         profile = asyncio.run(calibration.measure())
     profile.write(args.out)
     for name, value in asdict(profile).items():

@@ -27,7 +27,14 @@ from loadtest.traces import TraceRow, TraceScale, read_trace
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument("--profile", type=Path, required=True, help="of `loadtest profile`")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="JSON",
+        help="of `loadtest profile`; several of one cluster: their mean",
+    )
     parser.add_argument("--trace", type=Path, required=True, help="Azure .csv or Mooncake .jsonl")
     parser.add_argument("--time-scale", type=float, default=1.0, help="multiply the trace's times")
     parser.add_argument("--length-scale", type=float, default=1.0, help="multiply the trace's lengths")
@@ -59,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("size: give either --workers or --predict")
     if args.workers == 1:
         raise UsageError("workers: at least 2, one of each kind")
-    profile, rows = Profile.read(args.profile), _load(args)
+    profile, rows = Profile.mean([Profile.read(path) for path in args.profile]), _load(args)
     targets = Targets(args.target_ttft, args.target_tpot)
     console = Console(highlight=False)
     console.print(f"{len(rows)} requests, {mean_rate(rows):.3g} a second; profile: {profile.measured_on}")

@@ -27,6 +27,8 @@ from loadtest.sizing.profile import Profile
 BATCHES = (1, 4, 12)
 _PROMPTS = 40
 _PROMPTS_TOGETHER = 24
+_BURSTS = 6
+_TOGETHER, _SHORT = 12, 20  # prompts of a burst at most, tokens of each
 _STREAM_TOKENS = 96
 _ROUND_TRIPS = 20
 _SETTLE_S = 0.3
@@ -52,16 +54,19 @@ class Calibration:
         target: "grpc://host:port" of its gateway.
         most_input: longest prompt tried, tokens.
         together: measure how workers of the two kinds slow each other down.
+        seed: of the prompts; a calibration of the same cluster before must have had another.
         say: told what is going on.
     """
 
-    def __init__(self, target: str, most_input: int, *, together: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, target: str, most_input: int, *, together: bool, seed: int, say: Callable[[str], None]
+    ) -> None:
         if not target.startswith("grpc://"):
             raise UsageError("target: needs grpc://host:port, the address of a Baton gateway")
         self._target = target
         self._most_input = most_input
         self._together = together
-        self._seed = 10
+        self._seed = 1000 * seed
         self._say = say
 
     async def measure(self) -> Profile:
@@ -72,14 +77,20 @@ class Calibration:
         round_trip_s = await self._round_trip_s()
         self._say("prompts")
         prompts = await self._prompts(_PROMPTS)
-        # A fixed cost of a prompt looks like one of its only step: what lies outside is taken off before.
-        step_s, token_s, attention_s = fit_costs(
+        self._say("prompts that come together")
+        bursts = [await self._burst(round_trip_s, step_tokens) for _ in range(_BURSTS)]
+        # What lies outside of the worker is taken off before; bursts, in which many prompts share a step, tell
+        # apart what a prompt and what a step costs.
+        step_s, prompt_s, token_s, attention_s = fit_costs(
             [
-                [float(-(-record.input_tokens // step_tokens)) for record in prompts],
-                [float(record.input_tokens) for record in prompts],
-                [record.input_tokens**2 / 2 for record in prompts],
+                [float(-(-record.input_tokens // step_tokens)) for record in prompts] + [2.0] * _BURSTS,
+                [1.0] * len(prompts) + [float(count) for count, _, _ in bursts],
+                [float(record.input_tokens) for record in prompts]
+                + [float(count * length) for count, length, _ in bursts],
+                [record.input_tokens**2 / 2 for record in prompts]
+                + [count * length**2 / 2 for count, length, _ in bursts],
             ],
-            [_compute_s(record, round_trip_s) for record in prompts],
+            [_compute_s(record, round_trip_s) for record in prompts] + [seconds for _, _, seconds in bursts],
         )
         handed = [record for record in prompts if record.exposed_s is not None]
         handoff_s, handoff_token_s = fit_costs(
@@ -99,6 +110,7 @@ class Calibration:
         )
         alone = Profile(
             prefill_step_s=step_s,
+            prefill_prompt_s=prompt_s,
             prefill_token_s=token_s,
             prefill_attention_s=attention_s,
             decode_step_s=decode_s,
@@ -175,6 +187,20 @@ class Calibration:
             output="fixed:2",
         )
         return _done((await run(scenario)).records)[2:]  # the first ones pay for warming up
+
+    async def _burst(self, round_trip_s: float, step_tokens: int) -> tuple[int, int, float]:
+        """Send short prompts at once: the first one has a step for itself, the others share the next one.
+
+        Returns:
+            Prompts, tokens of each, and seconds until the last one's first token.
+        """
+        count = max(2, min(_TOGETHER, step_tokens // _SHORT))
+        scenario = self._scenario(
+            concurrency=count, requests=count, input=f"fixed:{_SHORT}", output="fixed:1"
+        )
+        records = _done((await run(scenario)).records)
+        begin_s = min(record.planned_s for record in records)
+        return count, _SHORT, max(record.token_s[0] for record in records) - begin_s - round_trip_s
 
     async def _streams(
         self, batch: int, context: int, length: int = 1, beside: str = ""

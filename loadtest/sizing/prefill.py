@@ -58,6 +58,8 @@ class PrefillWorker:
             size = min(budget, job.remaining_tokens)
             self._step.append((job, size))
             seconds += self._profile.prefill_chunk_s(job.done_tokens, size)
+            if size == job.remaining_tokens:
+                seconds += self._profile.prefill_prompt_s
             budget -= size
         self.is_busy = bool(self._step)
         self._shortest_first = not self._shortest_first

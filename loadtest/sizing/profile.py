@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from loadtest.errors import UsageError
 class Profile:
     """Costs of one prefill worker, one decode worker, and the way between them. Times in seconds.
 
-    A prefill step costs step_s + tokens * token_s + (sum of tokens * their context) * attention_s;
-    a decode step costs step_s + rows * row_s + (sum of contexts) * context_s.
+    A prefill step costs step_s + tokens * token_s + (sum of tokens * their context) * attention_s
+    + prompts that it completes * prompt_s; a decode step costs step_s + rows * row_s
+    + (sum of contexts) * context_s.
 
     Attributes:
         overhead_s: what a request costs outside the workers until its first token: gateway, network.
@@ -38,6 +40,7 @@ class Profile:
     max_step_tokens: int
     prefill_tokens: int
     decode_tokens: int
+    prefill_prompt_s: float = 0.0
     prefill_slowdown: float = 1.0
     decode_slowdown: float = 1.0
     measured_on: str = ""
@@ -67,7 +70,26 @@ class Profile:
             size = min(self.max_step_tokens, num_tokens - at)
             total += self.prefill_step_s + self.prefill_chunk_s(at, size)
             at += size
-        return total
+        return total + self.prefill_prompt_s
+
+    @classmethod
+    def mean(cls, profiles: Sequence[Profile]) -> Profile:
+        """Return the mean of several that were measured on the same cluster, before and after a run.
+
+        Raises:
+            UsageError: they are of clusters that differ.
+        """
+        first = profiles[0]
+        values: dict[str, float] = {}
+        for field in fields(cls):
+            found = [getattr(profile, field.name) for profile in profiles]
+            if isinstance(found[0], float):
+                values[field.name] = sum(found) / len(found)
+            elif any(value != found[0] for value in found):
+                raise UsageError(
+                    f"profile: {field.name}: {', '.join(map(str, found))} are of several clusters"
+                )
+        return cls(**{**asdict(first), **values})
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""

@@ -55,6 +55,17 @@ def test_one_request_alone_is_plain_arithmetic() -> None:
     assert job.tpot_s == pytest.approx((0.0016 + steps) / 10)
 
 
+def test_a_prompt_costs_something_in_the_step_that_completes_it() -> None:
+    """Two prompts that share a step: the step is paid once, what a prompt costs twice."""
+    costly = replace(PROFILE, prefill_prompt_s=0.01)
+    assert costly.prompt_s(600) == pytest.approx(PROFILE.prompt_s(600) + 0.01)
+    rows = [TraceRow(0.0, 600, 1), TraceRow(0.001, 50, 1), TraceRow(0.002, 60, 1)]
+    jobs = [simulate(rows, profile, 1, 1).jobs for profile in (PROFILE, costly)]
+    # The second step is by length: both short prompts, and a chunk of the long one, which ends in the third.
+    added = [after.ttft_s - before.ttft_s for before, after in zip(*jobs, strict=True)]  # type: ignore
+    assert added == pytest.approx([0.03, 0.02, 0.02])
+
+
 def test_a_reservation_waits_for_the_end_of_the_step_under_way() -> None:
     """The second request comes in the middle of a step of 0.1 s that the first one runs."""
     slow = replace(PROFILE, decode_step_s=0.1, decode_row_s=0.0, decode_context_s=0.0)
@@ -317,6 +328,15 @@ def test_costs_are_found_again_and_never_negative() -> None:
     columns = [[1.0] * 60, rows.tolist(), (rows * contexts).tolist()]
     assert fit_costs(columns, times.tolist()) == pytest.approx([0.004, 0.0003, 1e-8], rel=1e-6)
     assert min(fit_costs([[1.0] * 60, (-rows).tolist()], times.tolist())) >= 0
+
+
+def test_the_mean_of_profiles_before_and_after_is_of_one_cluster() -> None:
+    after = replace(PROFILE, prefill_step_s=0.004, decode_slowdown=1.5)
+    mean = Profile.mean([PROFILE, after])
+    assert mean == replace(PROFILE, prefill_step_s=0.003, decode_slowdown=1.25)
+    assert Profile.mean([PROFILE]) == PROFILE
+    with pytest.raises(UsageError, match="max_step_tokens: 256, 512 are of several"):
+        Profile.mean([PROFILE, replace(PROFILE, max_step_tokens=512)])
 
 
 def test_a_profile_survives_its_file_and_bad_ones_are_refused(tmp_path: Path) -> None:
