@@ -10,6 +10,7 @@ import pytest
 from baton.v1 import prefill_pb2
 from engine.request import Request
 from engine.sampling_params import SamplingParams
+from tests.support.told_layers import tell_of_layers
 from tests.support.workers import (
     Pair,
     all_free,
@@ -43,6 +44,30 @@ async def test_cancel_at_random_moments(tiny_model: Path, transport: str) -> Non
             await all_free(prefill, decode)
         again, _, _ = await pair.generate(LONG, greedy(8))
         assert again == want
+
+
+async def test_cancel_while_layers_go_ahead_of_the_rest(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, told = random.Random(), tell_of_layers(monkeypatch)
+    config = engine_config(tiny_model, max_step_tokens=400, max_chunk_tokens=400, prefix_cache=False)
+    async with (
+        prefill_worker(config) as prefill,
+        decode_worker(config) as decode,
+        Pair(prefill, decode) as pair,
+    ):
+        want, _, _ = await pair.generate(LONG, greedy(4))
+        for number in range(20):
+            request_id = f"cancelled-{number}"
+            task = asyncio.create_task(pair.generate(LONG, greedy(4), request_id=request_id))
+            await asyncio.sleep(rng.uniform(0, 0.04))
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await pair.cancel(request_id)
+            again, _, _ = await pair.generate(LONG, greedy(4))
+            assert again == want
+        await all_free(prefill, decode)
+    assert told.num_waits > 20
 
 
 @pytest.mark.parametrize("how", ["disconnect", "cancel"])

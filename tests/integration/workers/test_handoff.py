@@ -3,20 +3,17 @@
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-import engine.step
 from baton.v1 import prefill_pb2, sampling_pb2
 from engine.build import build_engine
 from engine.events import StepEvents, TokenSampled
 from engine.request import Request
-from engine.runner.model_runner import DoneStep, ModelRunner
 from engine.sampling_params import SamplingParams
-from engine.step import LayersWritten, SchedulerOutput
+from tests.support.told_layers import tell_of_layers
 from tests.support.workers import (
     BLOCK_SIZE,
     Pair,
@@ -72,23 +69,10 @@ def assert_chunks_cover(first: prefill_pb2.FirstToken, num_tokens: int) -> None:
 async def test_layers_that_go_ahead_of_the_rest_change_nothing(
     tiny_model: Path, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The CPU tells of no layers by itself; here it does, at any time before or after the step's end."""
-    monkeypatch.setattr(engine.step, "MIN_TOKENS_TOLD_EARLY", 10)
-    launch, rng, moments = ModelRunner.launch, random.Random(), [0]
-
-    def wait() -> None:
-        moments[0] += 1
-        time.sleep(rng.choice([0, 0, 1e-4, 2e-3]))
-
-    def launch_and_tell(runner: ModelRunner, output: SchedulerOutput) -> DoneStep:
-        done, num_layers = launch(runner, output), runner._pool.group.shape[0]
-        told = [LayersWritten(count, wait) for count in range(1, num_layers + 1)]
-        return DoneStep(done.result, told if output.tells_layers else ())
-
     prompts = random_prompts([5, 16, 33, 100, 200, 90, 70, 130, 220, 48] * 2, seed=7)
     sampling = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
     expected = engine_alone(tiny_model, prompts, sampling)
-    monkeypatch.setattr(ModelRunner, "launch", launch_and_tell)
+    told = tell_of_layers(monkeypatch)
     async with (
         prefill_worker(engine_config(tiny_model), transports=[transport]) as prefill,
         decode_worker(engine_config(tiny_model), transports=[transport]) as decode,
@@ -99,7 +83,7 @@ async def test_layers_that_go_ahead_of_the_rest_change_nothing(
             assert tokens == want, f"prompt of {len(prompt)} tokens"
             assert handed_over.blocks + handed_over.skipped_blocks == -(-len(prompt) // BLOCK_SIZE)
         await all_free(prefill, decode)
-    assert moments[0] > 10
+    assert told.num_waits > 10
 
 
 @pytest.mark.parametrize("transport", ["shared_memory", "zmq_tcp"])
