@@ -158,7 +158,7 @@ def _two_gpus(inputs: Inputs) -> list[Part]:
         goodput = (
             PYTHON, "-m", "bench.goodput", "--shape", "llama-3.1-8b", "--trace", str(inputs.trace),
             "--worker-args", "--kv-bytes 60G --context-length 16384", "--both-args", "--max-step-tokens 512",
-            "--start-timeout", "60", "--budget", "550", "--out", str(inputs.out / "goodput"),
+            "--start-timeout", "150", "--budget", "550", "--out", str(inputs.out / "goodput"),
         )  # fmt: skip
         parts.append(Part("goodput", 2, 560, 585, (goodput,), r"\||WRONG"))
     return parts

@@ -79,7 +79,7 @@ class Calibration:
         prompts = await self._prompts(_PROMPTS)
         self._say("prompts that come together")
         bursts = [await self._burst(round_trip_s, step_tokens) for _ in range(_BURSTS)]
-        # What lies outside of the worker is taken off before; bursts, in which many prompts share a step, tell
+        # What lies outside of the worker is taken off before; bursts, whose prompts share a step, tell
         # apart what a prompt and what a step costs.
         step_s, prompt_s, token_s, attention_s = fit_costs(
             [
