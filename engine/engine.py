@@ -28,6 +28,10 @@ from engine.validation import Limits
 
 _log = logging.getLogger(__name__)
 
+# Nothing is prepared between two requests that follow each other.
+QUIET_S = 0.5
+_PAUSE_S = 0.01
+
 
 class Engine:
     """Owns the engine thread; every public method may be called from any thread and returns at once."""
@@ -208,28 +212,39 @@ class Engine:
     def _main(self) -> None:
         error = EngineStoppedError("the engine was stopped")
         try:
-            busy = True
-            while self._take_commands(wait=not busy):
-                busy = self._loop.step() or self._loop.prepare()
+            patience: float | None = 0.0
+            while (taken := self._take_commands(patience)) is not None:
+                if self._loop.step():
+                    patience = 0.0
+                elif taken or patience == 0.0:
+                    patience = QUIET_S
+                else:
+                    patience = _PAUSE_S if self._loop.prepare() else None
         except BaseException as bug:
             _log.exception("the engine died")
             error = EngineStoppedError(f"the engine died: {type(bug).__name__}: {bug}")
             error.__cause__ = bug
         self._shut_down(error)
 
-    def _take_commands(self, wait: bool) -> bool:
-        """Carry out what is in the inbox; with `wait` sleep until there is something. False: stop."""
+    def _take_commands(self, patience_s: float | None) -> int | None:
+        """Carry out what is in the inbox.
+
+        Args:
+            patience_s: for which to wait until there is something; None: for ever.
+        Returns:
+            How many there were; None: stop.
+        """
         with self._wake:
-            while wait and not self._inbox and not self._stopping:
-                self._wake.wait()
+            if patience_s != 0.0:
+                self._wake.wait_for(lambda: self._inbox or self._stopping, patience_s)
             if self._stopping:
-                return False
+                return None
             num_commands = len(self._inbox)
             self._num_queued += self._num_new
             self._num_new = 0
         for _ in range(num_commands):
             self._inbox.popleft()()
-        return True
+        return num_commands
 
     def _publish(self, events: StepEvents, ended: Sequence[str], ends: bool) -> None:
         scheduler = self._loop.scheduler

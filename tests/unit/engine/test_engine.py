@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from engine import engine as engine_module
 from engine.engine import Engine
 from engine.errors import (
     EngineError,
@@ -393,6 +394,7 @@ def test_what_can_be_prepared_is_prepared_while_nothing_runs(monkeypatch: pytest
             raise RuntimeError("no memory")
         return left[0] > 0
 
+    monkeypatch.setattr(engine_module, "QUIET_S", 0.01)
     monkeypatch.setattr(bench.runner, "prepare", prepare)
     bench.engine.start()
     try:
