@@ -207,7 +207,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--workloads",
         type=_names(tuple(MAKERS)),
         default=list(DEFAULT),
-        help=f"some of {','.join(MAKERS)} (default all but interrupted)",
+        help=f"some of {','.join(MAKERS)} (default {','.join(DEFAULT)})",
     )
     add(
         "--role",

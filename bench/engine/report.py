@@ -76,7 +76,7 @@ class Report:
                 _number(figure),
                 workload.unit,
                 _number(floor),
-                "–" if workload.name == "interrupted" else f"{100 * floor_s / medians['seconds']:.0f} %",
+                "–" if workload.is_of_evenness else f"{100 * floor_s / medians['seconds']:.0f} %",
                 f"{100 * (max(figures) - min(figures)) / figure:.0f} %",
                 f"{medians['ttft_p50_s']:.2f}",
                 f"{1e3 * medians['itl_p50_s']:.2f}",

@@ -1,7 +1,8 @@
 """The workloads: how many requests, how long; what their figure is.
 
 Five are of throughput. *interrupted* is of evenness: answers are written while prompts of 8,192 tokens come
-in, and what counts is how far apart their tokens are, 99th percentile over median.
+in, and what counts is how far apart their tokens are, 99th percentile over median. *undisturbed* is the same
+without those prompts.
 
 Token ids are drawn at random and end-of-sequence is ignored, so that every request has the length
 that it says. The seeds are fixed; each round has other token ids, so that no prefix cache helps.
@@ -43,22 +44,28 @@ class Workload:
     @property
     def unit(self) -> str:
         """Of `figure`."""
-        units = {"single": "ms a token", "prefill": "in tok/s", "interrupted": "ITL p99/p50"}
-        return units.get(self.name, "out tok/s")
+        if self.is_of_evenness:
+            return "ITL p99/p50"
+        return {"single": "ms a token", "prefill": "in tok/s"}.get(self.name, "out tok/s")
+
+    @property
+    def is_of_evenness(self) -> bool:
+        """Whether the figure is the evenness of gaps, not a rate."""
+        return self.name in _OF_EVENNESS
 
     @property
     def watched(self) -> tuple[bool, ...]:
-        """Whose gaps between tokens count; of an interrupted run, answers longer than their prompt."""
-        return tuple(self.name != "interrupted" or num_out > num_in for num_in, num_out in self.sizes)
+        """Whose gaps between tokens count; where it is of evenness, answers longer than their prompt."""
+        return tuple(not self.is_of_evenness or num_out > num_in for num_in, num_out in self.sizes)
 
     def figure(self, seconds: float, itl_ratio: float = 1.0) -> float:
-        """What a run comes to, in `unit`; less is better for "single" and "interrupted".
+        """What a run comes to, in `unit`; less is better for "single" and those of evenness.
 
         Args:
             seconds: that it took.
             itl_ratio: of watched gaps between tokens, 99th percentile over median.
         """
-        if self.name == "interrupted":
+        if self.is_of_evenness:
             return itl_ratio
         if self.name == "single":
             return seconds / self.tokens_out * 1e3
@@ -95,6 +102,10 @@ def _interrupted(rng: random.Random) -> list[tuple[int, int]]:
     return [*[(128, 512)] * 8, *[(8192, 8)] * 3] * 8
 
 
+def _undisturbed(rng: random.Random) -> list[tuple[int, int]]:
+    return [size for size in _interrupted(rng) if size[0] < size[1]]
+
+
 MAKERS = {
     "single": _single,
     "decode": _decode,
@@ -102,8 +113,10 @@ MAKERS = {
     "mixed": _mixed,
     "chat": _chat,
     "interrupted": _interrupted,
+    "undisturbed": _undisturbed,
 }
-DEFAULT = tuple(name for name in MAKERS if name != "interrupted")
+_OF_EVENNESS = ("interrupted", "undisturbed")
+DEFAULT = tuple(name for name in MAKERS if name not in _OF_EVENNESS)
 
 
 def lognormal(rng: random.Random, count: int, mean: float) -> list[int]:

@@ -141,7 +141,7 @@ def _kernels(inputs: Inputs) -> list[Part]:
 
 def _two_gpus(inputs: Inputs) -> list[Part]:
     large = SHAPES[0]
-    apart = ("--role", "apart", "--gpus", "0,1", "--workloads", "interrupted")
+    apart = ("--role", "apart", "--gpus", "0,1", "--workloads", "interrupted,undisturbed")
     folder = "tests/integration/kvtransfer"
     transports = _pytest(folder, f"--confcutdir={folder}", workers=6)
     cluster = (PYTHON, "-m", "bench.gpu_cluster", str(inputs.shapes / large))

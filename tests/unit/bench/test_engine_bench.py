@@ -52,6 +52,7 @@ def test_the_workloads_are_those_of_the_table() -> None:
         "mixed": 256,
         "chat": 1000,
         "interrupted": 88,
+        "undisturbed": 64,
     }
     assert made["decode"].sizes[0] == (128, 512)
     assert (made["prefill"].tokens_in, made["prefill"].tokens_out) == (32 * 8192, 32)
@@ -91,6 +92,7 @@ def test_an_interrupted_run_counts_the_gaps_of_its_answers() -> None:
     assert {size for size, seen in zip(workload.sizes, workload.watched, strict=True) if not seen} == {
         (8192, 8)
     }
+    assert make_workload("undisturbed", 1.0, 131072).sizes == ((128, 512),) * 64
     small = make_workload("interrupted", 0.05, 131072)
     assert small.sizes == ((6, 26),) * 4
     assert any(not seen for seen in make_workload("interrupted", 0.2, 131072).watched)
