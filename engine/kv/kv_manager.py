@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import OutOfBlocksError
+from engine.kv.arrivals import Arrivals
 from engine.kv.block_pool import BlockPool
 from engine.kv.host_tier import NO_HOST_SLOTS, HostSlots, HostTier, TierJournal
 from engine.kv.layout import CacheGroup, CacheKind
@@ -70,8 +71,7 @@ class KVManager:
         self._reserve = max(1, num_blocks // 8)
         # More of them, that a request waits for since the last `write_back`; 0: none does.
         self._wanted_lossless = 0
-        # (Group, block) that a step under way loads from the host -> that step.
-        self._arriving: dict[tuple[int, int], int] = {}
+        self._arrivals = Arrivals(groups)
         self._prefix_cache = prefix_cache
         self._prefixes = Prefixes(groups, self._pools, self._host.caches, prefix_cache, prompts_only)
         self._step = 0
@@ -116,8 +116,7 @@ class KVManager:
         self._host.end_step(step)
         for pool in self._pools:
             pool.end_step(step)
-        if self._arriving:
-            self._arriving = {block: until for block, until in self._arriving.items() if until > step}
+        self._arrivals.end_step(step)
 
     def abandon_step(self, step: int) -> list[Request]:
         """A step failed; `end_step` follows.
@@ -126,9 +125,8 @@ class KVManager:
             requests whose blocks do not hold what a step was to load.
         """
         spoilt = self._host.abandon_step(step)
-        for (group, block_id), until in self._arriving.items():
-            if until >= step:
-                self._pools[group].unregister(block_id)
+        for group, block_id in self._arrivals.spoilt_by(step):
+            self._pools[group].unregister(block_id)
         return spoilt
 
     @property
@@ -216,19 +214,12 @@ class KVManager:
         if loads:
             slots, block_ids = zip(*loads, strict=True)
             self._host.load(request, index, slots, block_ids, self._step + 1)
-            self._arriving.update(((index, block_id), self._step + 1) for block_id in block_ids)
+            self._arrivals.expect(index, block_ids, self._step + 1)
         return table + list(blank)
 
     def num_ready_tokens(self, request: Request) -> int:
         """Leading computed tokens that are in their blocks already: no step under way brings them."""
-        ready = request.num_computed_tokens
-        if self._arriving:
-            for index, (group, ids) in enumerate(zip(self._groups, request.block_ids, strict=True)):
-                for position, block_id in enumerate(ids[: group.num_blocks_for(ready)]):
-                    if (index, block_id) in self._arriving:
-                        ready = min(ready, position * group.block_size)
-                        break
-        return ready
+        return self._arrivals.num_ready_tokens(request)
 
     @property
     def host(self) -> HostTier:

@@ -4,7 +4,8 @@ There are no phases: each step runs tokens[num_computed : num_computed + n] of s
 requests, and a request that reaches the end of its tokens is sampled.
 
     schedule()  1 decode rows, one token each, most urgent first; when blocks run out
-                  the least urgent request is preempted (swapped to the host, or recomputed later)
+                  the least urgent request is preempted: swapped to the host, or recomputed later
+                  (decode_rows.py)
                 2 admission from one queue by priority, then arrival. The head blocks
                   those behind it, so nobody starves. Requests to compute and requests
                   for a reservation stand in the same queue
@@ -30,7 +31,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from engine.config import EngineConfig
-from engine.errors import EngineError, OutOfBlocksError, QueueFullError, SamplingError
+from engine.errors import EngineError, QueueFullError, SamplingError
 from engine.events import Event, TokenSampled
 from engine.kv.block_events import BlockJournal
 from engine.kv.host_tier import NO_HOST_SLOTS, HostSlots
@@ -42,6 +43,7 @@ from engine.scheduler.batch import Batch
 from engine.scheduler.chunks import cut_chunks
 from engine.scheduler.claims import Claims
 from engine.scheduler.counters import Counters
+from engine.scheduler.decode_rows import DecodeRows
 from engine.scheduler.filled_blocks import FilledBlocks
 from engine.scheduler.finish import finish_reason
 from engine.scheduler.outbox import Outbox
@@ -90,6 +92,7 @@ class Scheduler:
         self._roster = Roster(self._kv, batch, self._filled, self._outbox, context_length)
         self._counters = Counters()
         self._admission = Admission(self._kv, self._roster, self._filled, self._outbox, self._counters)
+        self._decode_rows = DecodeRows(self._kv, self._roster, self._admission, self._counters)
         self._queue = self._roster.queue
         self._running = self._roster.running
         self._under_way: dict[int, SchedulerOutput] = {}
@@ -183,7 +186,7 @@ class Scheduler:
         """
         self._step += 1
         copies: list[BlockCopy] = []
-        rows, prompts = self._schedule_decode(copies)
+        rows, prompts = self._decode_rows.schedule(copies)
         prompts += self._admission.admit()
         rows += self._schedule_chunks(prompts, self._config.max_step_tokens - len(rows))
         if rows or self._kv.admission_waits:
@@ -276,30 +279,6 @@ class Scheduler:
 
     # Parts of a step.
 
-    def _schedule_decode(self, copies: list[BlockCopy]) -> tuple[list[ScheduledRow], list[Request]]:
-        """Return the rows of requests that decode, and the other running requests."""
-        rows: list[ScheduledRow] = []
-        prompts: list[Request] = []
-        for request in tuple(self._running):
-            # One further up may have preempted this one.
-            if request.status is not _RUNNING:
-                continue
-            if request.given is not None and self._admission.is_withdrawn(request):
-                continue
-            start, pending = request.num_computed_tokens, request.num_pending_tokens
-            if len(request.token_ids) + pending - start != 1:
-                prompts.append(request)
-            elif pending and (start + 1 >= request.token_limit or request.needs_host_token):
-                # The token under way is its last, or must be known first.
-                continue
-            elif start < request.num_writable_slots or self._make_room(request, copies):
-                # As in `_row`, for many.
-                rows.append(ScheduledRow(request, start, 1, True, pending > 0))
-                request.num_computed_tokens = start + 1
-                request.num_pending_tokens = pending + 1
-                request.num_rows_under_way += 1
-        return rows, prompts
-
     def _schedule_chunks(self, prompts: list[Request], budget: int) -> list[ScheduledRow]:
         """Share what decode left of the budget; prompts have their blocks since admission."""
         if not prompts:
@@ -330,31 +309,6 @@ class Scheduler:
         request.num_pending_tokens += sample
         request.num_rows_under_way += 1
         return row
-
-    def _make_room(self, request: Request, copies: list[BlockCopy]) -> bool:
-        """Make the next slot writable; preempts the least urgent, which may be the request itself.
-
-        Returns:
-            False: not in this step.
-        """
-        num_slots = request.num_computed_tokens + 1
-        while True:
-            try:
-                copies += self._kv.grow(request, num_slots)
-                return True
-            except OutOfBlocksError:
-                if not self._kv.fits(num_slots):
-                    # First comes the token that is under way.
-                    if request.num_rows_under_way == 0:
-                        self.fail(request.request_id, self._admission.outgrown(request))
-                    return False
-            if self._kv.grows_later(request, num_slots):
-                return False
-            victim = self._running.least_urgent()
-            self._roster.preempt(victim)
-            self._counters.preemptions += 1
-            if victim is request:
-                return False
 
     def _append_perhaps_last(self, request: Request, token: SampledToken) -> None:
         """Tell of a token that is the last one, or may be."""
