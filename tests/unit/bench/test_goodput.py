@@ -141,6 +141,20 @@ def test_plan_measures_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_report_is_one_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    have, out, charts = tmp_path / "have.json", tmp_path / "all", tmp_path / "charts"
+    results(point(), point(rate=2.0, met=80), point("2b")).write(have)
+    flags = ["--report", "--shape", "llama-3.1-8b", "--targets", "1/20", "0.5/10"]
+    assert main([*flags, "--have", str(have), "--out", str(out), "--charts", str(charts)]) == 0
+    assert "| talk | 1p1d | ≥ 2.00 | 1.33 |" in capsys.readouterr().out
+    assert read_results([tmp_path / "all.json"]).points == read_results([have]).points
+    assert "<svg" in (tmp_path / "all.html").read_text()
+    assert sorted(file.name for file in charts.iterdir()) == [
+        "goodput-talk-0.5s-10ms.svg",
+        "goodput-talk-1s-20ms.svg",
+    ]
+
+
 def test_goodput_lies_between_the_rates_around_it() -> None:
     assert goodput([(2, 0.8), (1, 1.0)], 0.9) == Goodput(1.5, Bound.AT)
     assert goodput([(1, 1.0), (2, 0.9)], 0.9) == Goodput(2, Bound.AT_LEAST)
