@@ -35,7 +35,7 @@ class EngineConfig:
         batch_invariant: on cuda, compute a request in ways that depend neither on the batch nor on how its
             work was cut; costs some speed, and answers are not cached for others' prompts.
             docs/kernels/batch_invariance.md has the rule.
-        graphs: replay decode steps as CUDA graphs, on cuda.
+        graphs: replay steps as CUDA graphs, on cuda.
         ahead: launch a step while the one before still runs, on cuda.
     """
 
