@@ -15,13 +15,18 @@ from loadtest.sizing.profile import Profile
 class BothWorker:
     """One worker. Whatever changes what it does next says when that is; `version` grows with it, and an
     event of an older version is void. `computing_s` counts the time of steps with chunks.
+
+    Args:
+        slowed: another worker on its machine works all the time.
     """
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, *, slowed: bool) -> None:
         self._profile = profile
         self._fixed_s = max(profile.prefill_step_s, profile.decode_step_s)
         self._mixed_end_s: float | None = None
+        self._slowdown = profile.prefill_slowdown if slowed else 1.0
         self.decode = DecodeWorker(profile)
+        self.decode.slow(profile.decode_slowdown if slowed else 1.0, 0.0)
         self.prefill = PrefillWorker(profile)
         self.version = 0
         self.computing_s = 0.0
@@ -58,7 +63,7 @@ class BothWorker:
         chunks_s = self.prefill.cut(self._profile.max_step_tokens - rows)
         if chunks_s is None:
             return self.decode.next_end_s()
-        seconds = self._fixed_s + chunks_s + self.decode.rows_s
+        seconds = self._slowdown * (self._fixed_s + chunks_s + self.decode.rows_s)
         self.computing_s += seconds
         self._mixed_end_s = now_s + seconds
         return self._mixed_end_s

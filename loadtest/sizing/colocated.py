@@ -1,8 +1,9 @@
 """Requests through a cluster of co-located workers: the gateway's choice, reservation, steps of both kinds.
 
-A request reserves room where there is most of it, less what waits to be computed there; that is granted when
-the step under way ends, and its prompt is in the steps from the next but one on. Nothing is handed over. Not
-modelled: failures, preemption, cancels, workers that slow each other down.
+A request reserves room where there is most of it, less what waits to be computed there; that is granted
+when the step under way ends, and its prompt is in the steps from the next but one on. Nothing is handed over.
+Where the profile says that workers of one machine slow each other down, several do so all the time: they are
+busy near the rates that are looked for. Not modelled: failures, preemption, cancels.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def simulate_colocated(rows: Sequence[TraceRow], profile: Profile, num_workers: 
 class _Simulation:
     def __init__(self, rows: Sequence[TraceRow], profile: Profile, num_workers: int) -> None:
         self._overhead_s = profile.overhead_s
-        self._workers = [BothWorker(profile) for _ in range(num_workers)]
+        self._workers = [BothWorker(profile, slowed=num_workers > 1) for _ in range(num_workers)]
         self._loads = np.zeros(num_workers)  # tokens that requests grow to, and those to compute, by worker
         self._holders: defaultdict[int, set[int]] = defaultdict(set)  # first block -> workers
         self._jobs = [

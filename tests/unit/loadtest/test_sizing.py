@@ -287,6 +287,14 @@ def test_colocated_workers_share_prefixes_and_full_pools_and_lose_nobody() -> No
     assert all(job.end_s is not None for job in many.jobs)
 
 
+def test_colocated_workers_of_one_machine_slow_each_other_down() -> None:
+    slow = replace(PROFILE, prefill_slowdown=2.0, decode_slowdown=1.5)
+    (alone,), (two,) = (simulate_colocated([TraceRow(0.0, 100, 3)], slow, n).jobs for n in (1, 2))
+    chunk_s, steps_s = 0.005 + 0.01 + 0.5e-4, 2 * 0.0052 + 1e-7 * (101 + 102)
+    assert alone.end_s == pytest.approx(chunk_s + steps_s + 0.003)
+    assert two.end_s == pytest.approx(2 * chunk_s + 1.5 * steps_s + 0.003)
+
+
 def test_smaller_steps_make_streams_evener_and_first_tokens_later() -> None:
     rows = poisson(4.0, 300)
     large, small = (simulate_colocated(rows, replace(PROFILE, max_step_tokens=n), 2) for n in (512, 32))
