@@ -33,7 +33,7 @@ from loadtest.scenario import Scenario
 
 BUSY_GATEWAY = 0.85  # of a core: one process of Python has no more
 NUM_OUT = 32
-_WARM_UP = 24
+_WARM_UP = 40
 _PORT_TAKEN = ("in use", "EADDRINUSE")
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ class Measured:
         topology, many = self._topology, self._serving.warm_batch
         rows = many * (topology.decode + topology.both)
         falling = replace(loads[0], lengths="", input="fixed:32", output=f"uniform:8:{4 * many}")
-        for load, at_once, requests in ((falling, rows, rows), *((load, 8, _WARM_UP) for load in loads)):
+        for load, at_once, requests in ((falling, rows, rows), *((load, 16, _WARM_UP) for load in loads)):
             scenario = self._scenario(load, seed=3, concurrency=at_once, requests=requests)
             self._check(self._guarded(run(scenario, processes=self._serving.generators)))
         alone: Agreement = self._guarded(self._answers.ask_alone())
