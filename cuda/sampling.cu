@@ -138,10 +138,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   Field field{row, vocabulary, 1.f, nullptr, -1};
   Candidate own;
   const float largest = value_of(find_best(row, vocabulary, own, scratch).key);
-  float sum = 0.f;
-  field.each([&](int, u32 key) { sum += expf(value_of(key) - largest); });
-  // In units of 2^-40, so that the order of threads cannot matter.
-  const u64 total = block_total(u64(sum * 1099511627776.f), scratch);
+  // In units of 2^-40, so that neither the order of threads matters nor which tokens each has: that
+  // depends on the row's alignment.
+  u64 mass = 0;
+  field.each([&](int, u32 key) { mass += u64(expf(value_of(key) - largest) * 1099511627776.f); });
+  const u64 total = block_total(mass, scratch);
   const float normalizer = largest + logf(float(total) * 9.094947e-13f);
   const i64 at = i64(blockIdx.x) * (kMaxTop + 1);
   if (threadIdx.x == 0) {

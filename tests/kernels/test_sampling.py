@@ -143,3 +143,18 @@ def test_logprobs(vocabulary: int) -> None:
         assert ids[i, 1 : wish + 1].tolist() == list(expected.top_ids)
         numbers = [expected.sampled, *expected.top]
         assert values[i, : wish + 1].cpu().numpy() == pytest.approx(np.array(numbers), abs=2e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [97, 1001, 32003])
+def test_rows_of_any_alignment_get_the_same_bits(vocabulary: int) -> None:
+    """The vocabulary is odd, so each row is aligned in another way."""
+    logits = (torch.randn(1, vocabulary, device="cuda") * 3).expand(64, vocabulary).contiguous()
+    wishes = torch.full((64,), 5, dtype=torch.int32, device="cuda")
+    values, ids = logprobs(
+        logits, wishes, torch.full((64,), vocabulary // 2, dtype=torch.int32, device="cuda")
+    )
+    assert (values[:, :6] == values[:1, :6]).all()
+    assert (ids[:, :6] == ids[:1, :6]).all()
+    for cut in TRUNCATIONS:
+        rows = [SamplingRow(temperature=0.8, seed=5, position=7, **cut)] * 64
+        assert sample(logits, SamplingRows(rows, logits.device)).unique().numel() == 1
