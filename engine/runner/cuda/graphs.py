@@ -1,7 +1,7 @@
 """Steps as CUDA graphs, one a shape.
 
-A shape is run as it is the first time, which loads what it needs, captured the second time and
-replayed from then on. All graphs share one memory pool: one runs at a time.
+A shape is run as it is the first time, which loads what it needs; while the device works on that, it is
+captured, and replayed from then on. All graphs share one memory pool: one runs at a time.
 """
 
 from __future__ import annotations
@@ -22,35 +22,27 @@ class StepGraphs:
         self._forward = forward
         self._memory = torch.cuda.graph_pool_handle()
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._seen: set[StepShape] = set()
 
     def drop(self) -> None:
         """Forget every graph: an address in them is not valid any more."""
         self._graphs.clear()
-        self._seen.clear()
+        # A pool without graphs is not used again; its memory is given back here.
+        self._memory = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
+
+    def __contains__(self, shape: StepShape) -> bool:
+        return shape in self._graphs
 
     def run(self, shape: StepShape) -> torch.Tensor:
         """Launch forward(shape), or the graph of it, on the current stream; returns what it returns."""
         found = self._graphs.get(shape)
         if found is None:
-            if shape not in self._seen:
-                self._seen.add(shape)
-                return self._forward(shape)
-            found = self._graphs[shape] = self._capture(shape)
+            result = self._forward(shape)
+            self._graphs[shape] = self._capture(shape)
+            return result
         graph, result = found
         graph.replay()
         return result
-
-    def prepare(self, shape: StepShape) -> bool:
-        """Take one of the two steps towards a graph; False: the other one is left."""
-        if shape in self._graphs:
-            return True
-        if shape not in self._seen:
-            self._seen.add(shape)
-            self._forward(shape)
-            return False
-        self._graphs[shape] = self._capture(shape)
-        return True
 
     def _capture(self, shape: StepShape) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         graph = torch.cuda.CUDAGraph()
