@@ -151,6 +151,20 @@ def test_a_replayed_graph_of_chunks_gives_the_same_bits(
         assert torch.equal(runner.logits(count), wanted)
 
 
+def test_graphs_are_captured_anew_when_an_address_in_them_is_gone(directory: Path) -> None:
+    """As when rows share so many prefixes that attention_decode needs larger buffers."""
+    runner = Runner(directory)
+    requests = [runner.request(random_tokens(30)) for _ in range(3)]
+    for request, token in zip(requests, runner.step(*map(prompt_row, requests)), strict=True):
+        request.token_ids.append(token)
+    wanted = runner.step(*map(decode_row, requests))
+    for factor in (2, 4):
+        runner.runner._attention.reserve(1, 3000 * BLOCK * factor)
+        for _ in range(3):
+            assert runner.step(*map(decode_row, requests)) == wanted
+        assert len(runner.runner._graphs._graphs) == 1
+
+
 def test_graphs_follow_steps_that_mix(directory: Path) -> None:
     """Prompts come in chunks of all lengths while others decode, as with no graph at all."""
     answers, steps = [], 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.backends.cuda.layer_marks import LayerMarks
 from engine.errors import SamplingError
 from engine.runner.cuda.foretold import ForetoldValues
 from engine.runner.cuda.sampler import Drawn
@@ -21,10 +22,10 @@ class CudaPendingStep:
         sampled: tuple[ScheduledRow, ...],
         drawn: Drawn | None,
         foretold: ForetoldValues | None = None,
-        layers: Sequence[LayersWritten] = (),
+        marks: LayerMarks | None = None,
+        step: int = 0,
     ) -> None:
-        """Start the copies on the current stream."""
-        self.layers = layers
+        """Start the copies on the current stream. `marks`: what step number `step` notes of its layers."""
         self._foretold = foretold
         if foretold is not None:
             self._foretold_values, self._foretold_ids = _to_host(foretold.values), _to_host(foretold.ids)
@@ -37,6 +38,7 @@ class CudaPendingStep:
                 self._values, self._ids = _to_host(drawn.values), _to_host(drawn.ids)
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
+        self.layers: Sequence[LayersWritten] = () if marks is None else marks.moments(step, self._done.query)
 
     def wait(self) -> StepResult:
         """Wait for the device. A row whose logits hold NaN or infinity has an error for a token."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -76,6 +77,7 @@ class CudaRunner:
         self._attention = backend.attention(pool)
         self._attention.reserve(max_rows, 0)
         self._generation = self._attention.generation
+        self._marks = LayerMarks(len(pool.group.layer_ids))
         self._ladder = ShapeLadder(max_rows, max_tokens)
         self._graphs = StepGraphs(self._run) if config.graphs else None
         torch.cuda.synchronize()
@@ -90,15 +92,15 @@ class CudaRunner:
 
     @torch.inference_mode()
     def prepare(self) -> bool:
-        """Come closer to the next graph that is likely to be needed; False: none is left."""
+        """Capture the next graph that is likely to be needed; False: none is left."""
         if self._graphs is None or not self._unprepared:
             return False
-        shape = self._unprepared[0]
-        with torch.cuda.stream(self._stream):
-            nothing = build_batch((), 0, (), shape)
-            self._staging.send((nothing.rows, nothing.tokens, nothing.wanted))
-            if self._graphs.prepare(shape):
-                self._unprepared.popleft()
+        shape = self._unprepared.popleft()
+        if shape not in self._graphs:
+            with torch.cuda.stream(self._stream):
+                nothing = build_batch((), 0, (), shape)
+                self._staging.send((nothing.rows, nothing.tokens, nothing.wanted))
+                self._graphs.run(shape)
         return bool(self._unprepared)
 
     @torch.inference_mode()
@@ -121,14 +123,15 @@ class CudaRunner:
         if not output.rows:
             self._store.join()
             return CudaPendingStep((), None)
-        marks = LayerMarks(len(self._pool.group.layer_ids)) if output.tells_layers else None
-        batch, drawn, values = self._launch(output.rows, marks)
+        batch, drawn, values = self._launch(output.rows, output.step if output.tells_layers else None)
         self._store.join()
-        return CudaPendingStep(batch.sampled, drawn, values, () if marks is None else marks.written)
+        marks = self._marks if batch.shape.tells_layers else None
+        return CudaPendingStep(batch.sampled, drawn, values, marks, output.step)
 
     def _launch(
-        self, rows: Sequence[ScheduledRow], marks: LayerMarks | None
+        self, rows: Sequence[ScheduledRow], told_as: int | None
     ) -> tuple[Batch, Drawn | None, ForetoldValues | None]:
+        """`told_as`: the number that the step notes behind its layers; None: nobody asks."""
         rows, num_decodes = decodes_first(rows, self._prompts_apart)
         slots, new = self._slots.find(rows)
         for index in new:
@@ -138,7 +141,10 @@ class CudaRunner:
         padded = None
         if self._graphs is not None and not asks:
             padded = self._ladder.padded(shape)
-        batch = build_batch(rows, num_decodes, slots, padded or shape)
+        batch = build_batch(
+            rows, num_decodes, slots, replace(padded or shape, tells_layers=told_as is not None)
+        )
+        batch.rows["step"][:1] = told_as or 0
         host_rows = self._sampler.rows(batch)
         asked = foretold(rows, batch.sample_tokens) if asks else None
         where, blocks = self._slots.take_edits()
@@ -158,9 +164,9 @@ class CudaRunner:
         self._state.edit(parts[4].view(torch.int32), parts[5].view(torch.int32))
         wanted = parts[2].view(torch.int32)
         if padded is None:
-            logits = self._run(batch.shape, wanted, marks)
+            logits = self._run(batch.shape, wanted)
         else:
-            logits = self._replay(batch, wanted, marks)
+            logits = self._replay(batch, wanted)
         rest = 6 + len(host_rows.parts)
         values = None
         if asked is not None:
@@ -172,30 +178,23 @@ class CudaRunner:
         self._state.outputs(parts[3].view(torch.int32), drawn.tokens)
         return batch, drawn, values
 
-    def _replay(self, batch: Batch, wanted: torch.Tensor, marks: LayerMarks | None) -> torch.Tensor:
-        """Logits float32[R, V] of the tokens `wanted`, by a graph.
-
-        A graph does not tell of layers. If that is wanted, the same work is launched piece by piece, so that
-        the result is the same bit for bit.
-        """
+    def _replay(self, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
+        """Logits float32[R, V] of the tokens `wanted`, by a graph."""
         assert self._graphs is not None
         if self._generation != self._attention.generation:
             self._graphs.drop()
             self._generation = self._attention.generation
-        logits = self._graphs.run(batch.shape) if marks is None else self._run(batch.shape, marks=marks)
+        logits = self._graphs.run(batch.shape)
         count = len(batch.sampled)
         if batch.shape.has_chunks or count == batch.num_rows:
             return logits[:count]
         return logits.index_select(0, wanted[:count])
 
-    def _run(
-        self, shape: StepShape, wanted: torch.Tensor | None = None, marks: LayerMarks | None = None
-    ) -> torch.Tensor:
+    def _run(self, shape: StepShape, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """A step as `_launch` has sent it.
 
         Args:
             wanted: int32[R], tokens; None: where a graph finds them, num_wanted of them.
-            marks: told of each layer whose KV is stored.
         Returns:
             Logits float32[R, V].
         """
@@ -217,7 +216,8 @@ class CudaRunner:
             context_lens=buffers.context_lens[:num_rows],
             decode_lens=buffers.decode_lens[: shape.num_decodes],
             block_tables=buffers.block_tables[:num_rows],
-            marks=marks,
+            rows=rows,
+            marks=self._marks if shape.tells_layers else None,
         )
         return self._model.forward(buffers.token_ids[:num_tokens], step, self._pool, wanted)
 

@@ -19,6 +19,7 @@ class StepShape:
         num_wanted: tokens whose logits are wanted.
         has_chunks: there are tokens that attention_prefill serves. In a padded step they may be among the
             first num_decodes: attention_prefill writes after attention_decode.
+        tells_layers: it notes which layers are done.
     """
 
     num_rows: int
@@ -26,6 +27,7 @@ class StepShape:
     num_tokens: int
     num_wanted: int
     has_chunks: bool
+    tells_layers: bool = False
 
 
 class ShapeLadder:
