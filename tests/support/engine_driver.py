@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.config import EngineConfig
 from engine.errors import EngineError
 from engine.events import (
     BlocksFilled,
@@ -13,9 +14,11 @@ from engine.events import (
     StepEvents,
     TokenSampled,
 )
+from engine.kv.host_tier import NO_HOST_SLOTS, HostSlots
 from engine.loop import EngineLoop
 from engine.request import FinishReason, Request, RequestStatus
 from engine.scheduler.scheduler import Scheduler
+from tests.support.engine_builders import CONTEXT_LENGTH, create_scheduler
 from tests.support.verifying_runner import POISON, VerifyingRunner, fingerprints
 
 
@@ -126,3 +129,22 @@ class EngineDriver:
         num_tokens = min(len(reported) * size, request.num_prompt_tokens)
         known = fingerprints(request.token_ids[:num_tokens], request.cache_salt)
         assert self.runner.read(event.group, reported, num_tokens) == known
+
+
+def create_driver(
+    num_blocks: int = 64,
+    block_sizes: Sequence[int] = (4,),
+    config: EngineConfig | None = None,
+    *,
+    ahead: bool = False,
+    host_slots: HostSlots = NO_HOST_SLOTS,
+    context_length: int = CONTEXT_LENGTH,
+) -> EngineDriver:
+    """Drive a scheduler whose runner checks what it reads.
+
+    Args:
+        ahead: a step is launched before the one in front of it is known.
+    """
+    scheduler = create_scheduler(num_blocks, block_sizes, config, context_length, host_slots)
+    runner = VerifyingRunner(num_blocks, block_sizes, late=ahead, num_host_slots=host_slots.total)
+    return EngineDriver(scheduler, runner, ahead=ahead)

@@ -128,6 +128,19 @@ def client_of(setup: Setup) -> AsyncOpenAI:
 
 
 @pytest_asyncio.fixture
+async def setup(make_setup: MakeSetup) -> Setup:
+    """A prefill and a decode worker."""
+    return await make_setup()
+
+
+@pytest_asyncio.fixture
+async def client(setup: Setup) -> AsyncIterator[AsyncOpenAI]:
+    """A client of `setup`."""
+    async with client_of(setup) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
 async def speaking(make_setup: MakeSetup, tmp_path: Path, request: Any) -> AsyncIterator[AsyncOpenAI]:
     """A client of a model whose template is the one named by the parameter."""
     model = write_byte_tokenizer(

@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import openai
 import pytest
-import pytest_asyncio
 from openai import AsyncOpenAI
 
 from services.gateway.config import LimitsConfig
 from tests.integration.gateway.conftest import MakeSetup, Setup, client_of
 from tests.support import scripted_workers
 from tests.support.byte_tokenizer import ids_of, text_of
+from tests.support.openai_requests import CHAT, CHAT_IDS, CHAT_TEXT, HI_TEXT, MESSAGES, PLAIN, RESPONSE
 from tests.support.scripted_workers import expected
-from tests.support.speaking import ASSISTANT, CALL, SAID, TOOL, speak
-
-MESSAGES = [{"role": "user", "content": "hi"}]
-CHAT_IDS = [1, *ids_of("user\nhi"), 2, 1, *ids_of("assistant\n")]
-CHAT_TEXT = text_of(expected(CHAT_IDS, 8))
-HI_TEXT = text_of(expected(ids_of("hi"), 8))
-
-CHAT: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
-PLAIN: dict[str, Any] = {"model": "tiny", "prompt": "hi", "temperature": 0, "max_tokens": 8}
-RESPONSE: dict[str, Any] = {"model": "tiny", "input": "hi", "temperature": 0, "max_output_tokens": 8}
-
-
-@pytest_asyncio.fixture
-async def setup(make_setup: MakeSetup) -> Setup:
-    return await make_setup()
-
-
-@pytest_asyncio.fixture
-async def client(setup: Setup) -> AsyncIterator[AsyncOpenAI]:
-    async with client_of(setup) as made:
-        yield made
+from tests.support.speaking import speak
 
 
 async def stream_chat(client: AsyncOpenAI, **fields: Any) -> list[Any]:
@@ -243,93 +221,6 @@ async def test_models(client: AsyncOpenAI) -> None:
         await client.models.retrieve("meta/other")
 
 
-# Responses
-
-
-@pytest.mark.parametrize(
-    ("fields", "ids"),
-    [
-        ({}, CHAT_IDS),
-        ({"input": [{"role": "user", "content": "hi"}]}, CHAT_IDS),
-        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]}, CHAT_IDS),
-        ({"instructions": "be"}, [1, *ids_of("system\nbe"), 2, *CHAT_IDS]),
-        ({"reasoning": {"effort": None, "summary": None}, "tools": [], "tool_choice": "auto"}, CHAT_IDS),
-        (
-            {"input": [{"role": "developer", "content": "be"}, *MESSAGES]},
-            [1, *ids_of("system\nbe"), 2, *CHAT_IDS],
-        ),
-    ],
-)
-@pytest.mark.parametrize("streamed", [False, True])
-async def test_a_response(
-    client: AsyncOpenAI, fields: dict[str, Any], ids: Sequence[int], streamed: bool
-) -> None:
-    text = text_of(expected(ids, 8))
-    if streamed:
-        async with client.responses.stream(**RESPONSE | fields) as events:
-            deltas = [event.delta async for event in events if event.type == "response.output_text.delta"]
-        assert "".join(deltas) == text
-        return
-    response = await client.responses.create(**RESPONSE | fields)
-    assert response.output_text == text
-    assert response.status == "incomplete"
-    assert response.incomplete_details is not None
-    assert response.incomplete_details.reason == "max_output_tokens"
-    assert response.usage is not None
-    assert (response.usage.input_tokens, response.usage.output_tokens) == (len(ids), 8)
-    assert response.usage.input_tokens_details.cached_tokens == 16
-
-
-async def test_events_of_a_response(client: AsyncOpenAI) -> None:
-    fields = {"extra_body": {"stop": CHAT_TEXT[2]}, "store": False, "metadata": {"a": "b"}}
-    events = [event async for event in await client.responses.create(**RESPONSE | fields, stream=True)]
-    assert [event.sequence_number for event in events] == list(range(len(events)))
-    kinds = [event.type.removeprefix("response.") for event in events]
-    assert [kind for i, kind in enumerate(kinds) if kind not in kinds[:i]] == [
-        "created", "in_progress", "output_item.added", "content_part.added", "output_text.delta",
-        "output_text.done", "content_part.done", "output_item.done", "completed",
-    ]  # fmt: skip
-    done: Any = events[-1]
-    assert (done.response.status, done.response.output_text) == ("completed", CHAT_TEXT[:2])
-    assert (done.response.metadata, done.response.error) == ({"a": "b"}, None)
-    assert done.response.output[0].id == events[2].item.id  # type: ignore[union-attr]
-
-
-async def test_a_response_is_sent_back_as_input(client: AsyncOpenAI) -> None:
-    first = await client.responses.create(**RESPONSE)
-    history: list[Any] = [*MESSAGES, *[item.model_dump() for item in first.output], *MESSAGES]
-    second = await client.responses.create(**RESPONSE | {"input": history})
-    ids = [1, *ids_of("user\nhi"), 2, 1, *ids_of("assistant\n" + first.output_text), 2, *CHAT_IDS]
-    assert second.output_text == text_of(expected(ids, 8))
-
-
-async def test_logprobs_of_a_response(client: AsyncOpenAI) -> None:
-    response = await client.responses.create(
-        **RESPONSE, top_logprobs=2, include=["message.output_text.logprobs"]
-    )
-    content: Any = response.output[0].content[0]  # type: ignore[union-attr]
-    assert [entry.token for entry in content.logprobs] == list(CHAT_TEXT)
-    assert {len(entry.top_logprobs) for entry in content.logprobs} == {2}
-
-
-async def test_a_response_that_breaks_off(make_setup: MakeSetup) -> None:
-    setup = await make_setup(worker_wait_s=0.05)
-    async with client_of(setup) as client:
-        kinds: list[str] = []
-        events = await client.responses.create(**RESPONSE | {"max_output_tokens": 2000}, stream=True)
-
-        async def read() -> None:
-            async for event in events:
-                kinds.append(event.type)
-                if len(kinds) == 8:
-                    await setup.workers.kill("d0")
-
-        with pytest.raises(openai.APIError, match="worker"):
-            await read()
-        assert kinds[-1] == "response.failed"
-        assert "response.completed" not in kinds
-
-
 # Errors
 
 
@@ -438,120 +329,6 @@ async def test_closing_a_stream_frees_everything(setup: Setup, client: AsyncOpen
         break
     await chunks.close()
     await setup.nothing_held()
-
-
-# Tools and reasoning: workers that say what they are told
-
-
-FREE = CHAT | {"max_tokens": 400, "tools": [TOOL]}
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize(("speaking", "said", "text", "num_calls"), SAID, indirect=["speaking"])
-async def test_calls_of_tools(
-    speaking: AsyncOpenAI,
-    monkeypatch: pytest.MonkeyPatch,
-    said: Any,
-    text: str,
-    num_calls: int,
-    streamed: bool,
-) -> None:
-    speak(monkeypatch, ASSISTANT, said)
-    if streamed:
-        async with speaking.chat.completions.stream(**FREE) as events:
-            answer: Any = await events.get_final_completion()
-    else:
-        answer = await speaking.chat.completions.create(**FREE)
-    (choice,) = answer.choices
-    calls = choice.message.tool_calls or []
-    assert (choice.message.content or "") == text
-    assert choice.finish_reason == ("tool_calls" if num_calls else "stop")
-    assert [(call.type, call.function.name) for call in calls] == [("function", "get_weather")] * num_calls
-    assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Paris"}] * num_calls
-    assert len({call.id for call in calls}) == num_calls
-
-
-@pytest.mark.parametrize("speaking", ["hermes"], indirect=True)
-async def test_tools_are_in_the_prompt_and_calls_go_back(
-    speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    speak(monkeypatch, ASSISTANT, f"<tool_call>{CALL}</tool_call>")
-    with_tools = await speaking.chat.completions.create(**FREE)
-    without = await speaking.chat.completions.create(**FREE | {"tool_choice": "none"})
-    assert with_tools.usage is not None
-    assert without.usage is not None
-    assert with_tools.usage.prompt_tokens > without.usage.prompt_tokens + 50
-    assert without.choices[0].message.content == f"<tool_call>{CALL}</tool_call>"
-    message = with_tools.choices[0].message
-    result = {"role": "tool", "tool_call_id": (message.tool_calls or [])[0].id, "content": "sunny"}
-    history: list[Any] = [*MESSAGES, message.model_dump(), result]
-    speak(monkeypatch, ASSISTANT, "Sunny.")
-    again = await speaking.chat.completions.create(**FREE | {"messages": history})
-    assert again.choices[0].message.content == "Sunny."
-    assert again.choices[0].finish_reason == "stop"
-
-
-@pytest.mark.parametrize("speaking", ["hermes"], indirect=True)
-async def test_one_call_at_a_time(speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    speak(monkeypatch, ASSISTANT, f"<tool_call>{CALL}</tool_call>" * 2)
-    answer = await speaking.chat.completions.create(**FREE, parallel_tool_calls=False)
-    assert len(answer.choices[0].message.tool_calls or []) == 1
-
-
-@pytest.mark.parametrize("speaking", ["hermes"], indirect=True)
-async def test_a_call_that_is_cut_off_is_text(speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    speak(monkeypatch, ASSISTANT, f"<tool_call>{CALL}</tool_call>")
-    answer = await speaking.chat.completions.create(**FREE | {"max_tokens": 30})
-    assert answer.choices[0].message.content == f"<tool_call>{CALL}"[:30]
-    assert answer.choices[0].finish_reason == "length"
-
-
-async def test_a_template_without_tools_refuses_them(client: AsyncOpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="does not show tools") as caught:
-        await client.chat.completions.create(**FREE)
-    assert caught.value.param == "tools"
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("think", [False, True])
-@pytest.mark.parametrize("speaking", ["thinking"], indirect=True)
-async def test_reasoning_is_split_off(
-    speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch, think: bool, streamed: bool
-) -> None:
-    said = f"is it 1 < 2?</think>\n\nYes.<tool_call>{CALL}</tool_call>"
-    after = ASSISTANT + ("<think>\n" if think else "")
-    speak(monkeypatch, after, said if think else f"<think>\n{said}")
-    fields = FREE | {"extra_body": {"chat_template_kwargs": {"think": think}}}
-    if streamed:
-        chunks = [chunk async for chunk in await speaking.chat.completions.create(**fields, stream=True)]
-        deltas = [chunk.choices[0].delta for chunk in chunks]
-        reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
-        content = "".join(delta.content or "" for delta in deltas)
-        calls = [call for delta in deltas for call in delta.tool_calls or []]
-    else:
-        message: Any = (await speaking.chat.completions.create(**fields)).choices[0].message
-        reasoning, content, calls = message.reasoning_content, message.content, message.tool_calls
-    assert (reasoning, content, len(calls)) == ("is it 1 < 2?", "Yes.", 1)
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("speaking", ["thinking"], indirect=True)
-async def test_reasoning_of_a_response(
-    speaking: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch, streamed: bool
-) -> None:
-    speak(monkeypatch, ASSISTANT, "<think>hm</think>Yes.")
-    fields = RESPONSE | {"max_output_tokens": 100}
-    if streamed:
-        async with speaking.responses.stream(**fields) as events:
-            kinds = [event.type async for event in events]
-            response: Any = await events.get_final_response()
-        assert "response.reasoning_text.delta" in kinds
-    else:
-        response = await speaking.responses.create(**fields)
-    reasoning, message = response.output
-    assert (reasoning.type, reasoning.content[0].text) == ("reasoning", "hm")
-    assert (message.type, response.output_text, response.status) == ("message", "Yes.", "completed")
-    assert response.usage.output_tokens_details.reasoning_tokens == len("<think>hm</think>")
 
 
 # Tokens

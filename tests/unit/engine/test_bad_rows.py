@@ -4,23 +4,16 @@ import pytest
 
 from engine.errors import SamplingError
 from engine.kv.host_tier import HostSlots
-from tests.support.engine_builders import create_config, create_request, create_requests, create_scheduler
-from tests.support.engine_driver import EngineDriver
-from tests.support.verifying_runner import VerifyingRunner, expected_tokens
+from tests.support.engine_builders import create_request, create_requests
+from tests.support.engine_driver import create_driver
+from tests.support.verifying_runner import expected_tokens
 
 both = pytest.mark.parametrize("ahead", [False, True], ids=["synchronous", "ahead"])
 
 
-def create_driver(ahead: bool, host_slots: HostSlots | None = None) -> EngineDriver:
-    slots = host_slots or HostSlots(swap=0, cache=0)
-    scheduler = create_scheduler(64, (4,), create_config(), host_slots=slots)
-    runner = VerifyingRunner(64, late=ahead, num_host_slots=slots.total)
-    return EngineDriver(scheduler, runner, ahead=ahead)
-
-
 @both
 def test_the_others_of_the_step_go_on(ahead: bool) -> None:
-    driver = create_driver(ahead)
+    driver = create_driver(ahead=ahead)
     requests = create_requests(5, 10)
     expected = {request.request_id: expected_tokens(request, 8) for request in requests}
     driver.submit(*requests)
@@ -40,7 +33,7 @@ def test_the_others_of_the_step_go_on(ahead: bool) -> None:
 @both
 def test_nobody_gets_its_blocks_from_the_cache(ahead: bool) -> None:
     """What made its logits useless may be in them."""
-    driver = create_driver(ahead)
+    driver = create_driver(ahead=ahead)
     prompt = list(range(20))
     driver.submit(create_request(prompt, "good", max_tokens=1))
     driver.run()
@@ -55,7 +48,7 @@ def test_nobody_gets_its_blocks_from_the_cache(ahead: bool) -> None:
 
 
 def test_nor_from_the_hosts() -> None:
-    driver = create_driver(False, HostSlots(swap=0, cache=64))
+    driver = create_driver(host_slots=HostSlots(swap=0, cache=64))
     prompt = list(range(20))
     driver.submit(create_request(prompt, "good", max_tokens=1))
     driver.run()

@@ -6,14 +6,14 @@ import pytest
 
 from engine.request import Request
 from engine.sampling_params import SamplingParams
+from tests.support import engine_driver
 from tests.support.engine_builders import create_config, create_request, create_scheduler
 from tests.support.engine_driver import EngineDriver
 from tests.support.verifying_runner import VerifyingRunner, expected_tokens
 
 
 def create_driver(ahead: bool, num_blocks: int = 256, **config: int) -> EngineDriver:
-    scheduler = create_scheduler(num_blocks, (16,), create_config(**config))
-    return EngineDriver(scheduler, VerifyingRunner(num_blocks, (16,), late=ahead), ahead=ahead)
+    return engine_driver.create_driver(num_blocks, (16,), create_config(**config), ahead=ahead)
 
 
 def samples(prompt: list[int], count: int, **fields: object) -> list[Request]:

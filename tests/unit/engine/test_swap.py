@@ -11,26 +11,17 @@ from tests.support.engine_builders import (
     create_group,
     create_request,
     create_requests,
-    create_scheduler,
 )
-from tests.support.engine_driver import EngineDriver
-from tests.support.verifying_runner import VerifyingRunner, expected_tokens
+from tests.support.engine_driver import EngineDriver, create_driver
+from tests.support.verifying_runner import expected_tokens
 
 pytestmark = pytest.mark.parametrize("ahead", [False, True], ids=["synchronous", "ahead"])
-
-
-def create_driver(
-    ahead: bool, num_blocks: int, host_slots: HostSlots, config=None, block_sizes=(4,)
-) -> EngineDriver:
-    scheduler = create_scheduler(num_blocks, block_sizes, config, host_slots=host_slots)
-    runner = VerifyingRunner(num_blocks, block_sizes, late=ahead, num_host_slots=host_slots.total)
-    return EngineDriver(scheduler, runner, ahead)
 
 
 @pytest.mark.parametrize("block_sizes", [(4,), (4, 6)])
 def test_a_swapped_request_goes_on_where_it_was(ahead: bool, block_sizes) -> None:
     config = create_config(prefix_cache=False)
-    driver = create_driver(ahead, 12, HostSlots(40, 0), config, block_sizes)
+    driver = create_driver(12, block_sizes, config, ahead=ahead, host_slots=HostSlots(40, 0))
     requests = create_requests(4, 7, max_tokens=20)
     expected = {r.request_id: expected_tokens(r, 20) for r in requests}
     driver.submit(*requests)
@@ -48,7 +39,9 @@ def test_a_swapped_request_goes_on_where_it_was(ahead: bool, block_sizes) -> Non
 
 
 def test_without_room_on_the_host_it_is_computed_again(ahead: bool) -> None:
-    driver = create_driver(ahead, 10, HostSlots(1, 0), create_config(prefix_cache=False))
+    driver = create_driver(
+        10, config=create_config(prefix_cache=False), ahead=ahead, host_slots=HostSlots(1, 0)
+    )
     requests = create_requests(4, 7, max_tokens=20)
     expected = {r.request_id: expected_tokens(r, 20) for r in requests}
     driver.submit(*requests)
@@ -60,7 +53,7 @@ def test_without_room_on_the_host_it_is_computed_again(ahead: bool) -> None:
 
 
 def test_blocks_that_are_still_cached_on_the_device_are_not_loaded(ahead: bool) -> None:
-    driver = create_driver(ahead, 10, HostSlots(40, 0))
+    driver = create_driver(10, ahead=ahead, host_slots=HostSlots(40, 0))
     requests = create_requests(4, 7, max_tokens=20)
     expected = {r.request_id: expected_tokens(r, 20) for r in requests}
     driver.submit(*requests)
@@ -71,7 +64,9 @@ def test_blocks_that_are_still_cached_on_the_device_are_not_loaded(ahead: bool) 
 
 
 def test_a_swapped_request_that_is_cancelled_leaves_no_slot_behind(ahead: bool) -> None:
-    driver = create_driver(ahead, 10, HostSlots(40, 0), create_config(prefix_cache=False))
+    driver = create_driver(
+        10, config=create_config(prefix_cache=False), ahead=ahead, host_slots=HostSlots(40, 0)
+    )
     requests = create_requests(4, 7, max_tokens=20)
     driver.submit(*requests)
     while driver.scheduler.stats().swapped == 0:
@@ -93,7 +88,7 @@ def prefix_run(driver: EngineDriver, name: str, prompt: list[int]) -> int:
 
 
 def test_an_evicted_prefix_comes_back_from_the_host(ahead: bool) -> None:
-    driver = create_driver(ahead, 16, HostSlots(0, 60))
+    driver = create_driver(16, ahead=ahead, host_slots=HostSlots(0, 60))
     prompts = [[salt, *range(30)] for salt in range(6)]
     for index, prompt in enumerate(prompts):
         assert prefix_run(driver, f"first{index}", prompt) == 31
@@ -105,7 +100,7 @@ def test_an_evicted_prefix_comes_back_from_the_host(ahead: bool) -> None:
 
 
 def test_what_neither_tier_holds_is_reported_as_evicted(ahead: bool) -> None:
-    driver = create_driver(ahead, 16, HostSlots(0, 8))
+    driver = create_driver(16, ahead=ahead, host_slots=HostSlots(0, 8))
     journal = driver.scheduler.block_journal
     for salt in range(12):
         prefix_run(driver, str(salt), [salt, *range(30)])
@@ -116,7 +111,7 @@ def test_what_neither_tier_holds_is_reported_as_evicted(ahead: bool) -> None:
 
 
 def test_a_reservation_has_blocks_from_the_host(ahead: bool) -> None:
-    driver = create_driver(ahead, 16, HostSlots(0, 60))
+    driver = create_driver(16, ahead=ahead, host_slots=HostSlots(0, 60))
     prompts = [[salt, *range(30)] for salt in range(4)]
     for index, prompt in enumerate(prompts):
         prefix_run(driver, f"first{index}", prompt)
@@ -133,7 +128,7 @@ def test_a_reservation_has_blocks_from_the_host(ahead: bool) -> None:
 
 
 def test_blocks_from_the_host_are_reported_when_they_are_there(ahead: bool) -> None:
-    driver = create_driver(ahead, 16, HostSlots(0, 60))
+    driver = create_driver(16, ahead=ahead, host_slots=HostSlots(0, 60))
     prompts = [[salt, *range(30)] for salt in range(4)]
     for index, prompt in enumerate(prompts):
         prefix_run(driver, f"first{index}", prompt)
@@ -154,7 +149,9 @@ def test_blocks_from_the_host_are_reported_when_they_are_there(ahead: bool) -> N
 
 
 def test_what_a_failed_step_was_to_save_is_computed_again(ahead: bool) -> None:
-    driver = create_driver(ahead, 10, HostSlots(40, 0), create_config(prefix_cache=False))
+    driver = create_driver(
+        10, config=create_config(prefix_cache=False), ahead=ahead, host_slots=HostSlots(40, 0)
+    )
     requests = create_requests(4, 7, max_tokens=20)
     expected = {r.request_id: expected_tokens(r, 20) for r in requests}
     driver.submit(*requests)
@@ -181,7 +178,7 @@ def test_what_a_failed_step_was_to_save_is_computed_again(ahead: bool) -> None:
 
 
 def test_what_a_failed_step_was_to_load_is_read_by_nobody(ahead: bool) -> None:
-    driver = create_driver(ahead, 16, HostSlots(0, 60))
+    driver = create_driver(16, ahead=ahead, host_slots=HostSlots(0, 60))
     prompts = [[salt, *range(30)] for salt in range(4)]
     for index, prompt in enumerate(prompts):
         prefix_run(driver, f"first{index}", prompt)
@@ -213,7 +210,7 @@ def test_sizes_are_whole_blocks(ahead: bool) -> None:
 @pytest.mark.parametrize("num_tokens", range(1, 250, 7))
 def test_a_request_that_waits_for_prefixes_to_be_saved_is_not_forgotten(ahead: bool, num_tokens: int) -> None:
     """However few blocks it wants, and though nothing else runs."""
-    driver = create_driver(ahead, 64, HostSlots(0, 64))
+    driver = create_driver(64, ahead=ahead, host_slots=HostSlots(0, 64))
     driver.submit(create_request(20, max_tokens=1), create_request(200, max_tokens=1))
     driver.run()
     driver.submit(create_request(240, max_tokens=1))
