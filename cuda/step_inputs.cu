@@ -1,7 +1,7 @@
 // step_inputs: the inputs of one step, made on the device from what the host says of each row and from the state
 // that lives here between steps: every request's block table and the token that it drew last.
 //
-// step_inputs   one block a row r = {slot, start, tokens, first, pending, decodes, chunk_first}: writes for its tokens i
+// step_inputs   one block a row r = {slot, start, tokens, first, pending, decodes, chunk_first, step}: writes for its tokens i
 //                 position[first + i] = start + i,  slot_mapping = block * block_size + offset,
 //                 token_id = pending ? last_tokens[slot] : host_tokens[first + i],
 //               and for the row  context_lens[r] = start + tokens, decode_lens[r] = the same if it decodes, otherwise 0,
@@ -10,6 +10,8 @@
 //               slot < 0: an empty place, whose tokens store nothing (slot -1); it attends to nothing (context 0).
 // step_edits    tables[where[i]] = block[i].
 // step_outputs  last_tokens[slots[i]] = tokens[i].
+// step_mark     *note = rows[0].step, in memory of the host. What was launched before it has ended and can be read: it
+//               is launched so that it begins no earlier.
 //
 // Layout   rows Row[B]; host_tokens int32[T]; tables int32[slots, max_blocks]; block_tables int32[B, max_blocks].
 // Grid     B blocks of 256 threads; edits and outputs 256 entries a block. Shared: none.
@@ -18,7 +20,7 @@
 #include "common.cuh"
 
 struct Row {  // 32 bytes
-  i32 slot, start, tokens, first, pending, decodes, chunk_first, unused;
+  i32 slot, start, tokens, first, pending, decodes, chunk_first, step;
 };
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -61,4 +63,9 @@ extern "C" __global__ void __launch_bounds__(256)
     step_outputs(const i32* __restrict__ slots, const i32* __restrict__ tokens, i32* __restrict__ last_tokens, i32 count) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i < count) last_tokens[slots[i]] = tokens[i];
+}
+
+extern "C" __global__ void __launch_bounds__(1) step_mark(const Row* __restrict__ rows, volatile i32* note) {
+  __threadfence_system();
+  *note = rows[0].step;
 }

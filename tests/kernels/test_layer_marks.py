@@ -30,7 +30,7 @@ def test_layers_are_final_when_they_are_told(tmp_path: Path, monkeypatch: pytest
     files = open_model(str(tmp_path))
     backend = CudaBackend(torch.bfloat16)
     model = build_transformer(files.architecture, files.source, backend, 2 * LENGTH)
-    pool = backend.allocate_pool(create_group(files.architecture, BLOCK, "bfloat16"), 204, None)
+    pool = backend.allocate_pool(create_group(files.architecture, BLOCK, "bfloat16"), 272, None)
     pool.blocks.fill_(float("nan"))
     runner = CudaRunner(config, files.architecture.eos_token_ids, model, backend, pool, 2 * LENGTH)
     store = backend.rope_kv_store
@@ -44,8 +44,8 @@ def test_layers_are_final_when_they_are_told(tmp_path: Path, monkeypatch: pytest
     tokens = torch.randint(3, 97, (LENGTH,)).tolist()
     full = LENGTH // BLOCK
     drawn, kept = set(), []
-    for attempt in range(6):
-        held = attempt % 2 == 0  # the others become a graph, which is then replayed
+    for attempt in range(8):
+        held = attempt % 2 == 0  # both kinds become graphs, which are then replayed
         ids = list(range(attempt * 34, attempt * 34 + 33))
         request = Request(
             f"r{attempt}", tokens, LENGTH, SamplingParams(temperature=0.0), block_ids=[ids], hold_blocks=held

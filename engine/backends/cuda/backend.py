@@ -205,8 +205,8 @@ class CudaBackend:
         """One pass over the tokens."""
         assert isinstance(step, CudaStep)
         queries = rope_kv_store(qkv, step.positions, step.slot_mapping, pool.blocks, layer, rope, norm)
-        if step.marks is not None:
-            step.marks.stored(layer)
+        if step.marks is not None and step.rows is not None:
+            step.marks.stored(layer, step.rows)
         return queries
 
     def attention_decode(

@@ -1,10 +1,24 @@
-"""Moments inside a step from which on the KV of its leading layers is written."""
+"""Moments inside a step from which on the KV of its leading layers is written.
+
+A step that tells of its layers writes its number behind some of them into memory of the host. Events would
+be simpler, but a graph that is replayed records them anew while the step before is still waited for; the
+number of a later step says the same of all steps before it.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
+from engine.backends.cuda import loader
 from engine.step import LayersWritten
+
+# A step is waited for from its launch on; then its last layers are near.
+_FIRST_POLL_S, _POLL_S = 200e-6, 50e-6
+_NUMBERS = 1 << 31  # then they begin again
 
 
 def marked_layers(num_layers: int) -> tuple[int, ...]:
@@ -16,22 +30,50 @@ def marked_layers(num_layers: int) -> tuple[int, ...]:
 
 
 class LayerMarks:
-    """Events that one step records between its layers; a graph must not capture them.
-
-    Attributes:
-        written: those recorded so far.
-    """
+    """What a runner's steps, which run one after the other, write behind their layers."""
 
     def __init__(self, num_layers: int) -> None:
         self._after = marked_layers(num_layers)
-        self.written: list[LayersWritten] = []
+        # The device has the same address for it.
+        self._notes = torch.zeros(len(self._after), dtype=torch.int32, pin_memory=torch.cuda.is_available())
+        self._host = self._notes.numpy()
+        self._number = 0
+        self._mark = loader.load("step_inputs").kernel("step_mark")
 
-    def stored(self, layer: int) -> None:
-        """Note that the current stream has got all that stores the KV of a layer and of those before it."""
+    def begin(self) -> int:
+        """The number of the next step that tells of its layers."""
+        self._number = (self._number + 1) % _NUMBERS
+        return self._number
+
+    def stored(self, layer: int, rows: torch.Tensor) -> None:
+        """Let the step write its number, if this layer is one of those; what stores its KV has been launched.
+
+        Args:
+            rows: ROW, as bytes; the first one has the number.
+        """
         if layer + 1 in self._after:
-            # Who waits for the first does so for most of a step, and is not to spin; for the last
-            # it spins a layer or two, since to be woken by the driver takes 0.2 ms.
-            is_last = layer + 1 == self._after[-1]
-            event = torch.cuda.Event(blocking=not is_last)  # type: ignore[no-untyped-call]
-            event.record()
-            self.written.append(LayersWritten(layer + 1, event.synchronize))
+            place = self._after.index(layer + 1)
+            self._mark((1, 1, 1), (1, 1, 1), rows, self._notes[place : place + 1])
+
+    def moments(self, number: int, is_over: Callable[[], bool]) -> tuple[LayersWritten, ...]:
+        """The moments of a step under way.
+
+        Args:
+            number: what `begin` gave for it.
+            is_over: whether the device is done with it; any thread may ask.
+        """
+        return tuple(
+            LayersWritten(num_layers, partial(self._wait, place, number, is_over))
+            for place, num_layers in enumerate(self._after)
+        )
+
+    def _wait(self, place: int, number: int, is_over: Callable[[], bool]) -> None:
+        pause_s = _POLL_S if place else _FIRST_POLL_S
+        while not self._has_come(place, number):
+            if is_over() and not self._has_come(place, number):
+                raise RuntimeError("a step is over and did not tell of its layers")
+            time.sleep(pause_s)
+
+    def _has_come(self, place: int, number: int) -> bool:
+        """Whether the note is this number, or one after it."""
+        return (int(self._host[place]) - number) % _NUMBERS < _NUMBERS // 2

@@ -26,6 +26,7 @@ class CudaStep:
         block_tables: int32[B, max_blocks], contiguous.
         decode_plans: kinds of attention layer whose work map is made.
         prefill_plans: query tiles by kind of attention layer.
+        rows: what it is made of, as step_inputs has it; read by marks only.
         marks: told of each layer whose KV is stored; None: nobody asks.
     """
 
@@ -40,4 +41,5 @@ class CudaStep:
     block_tables: torch.Tensor
     decode_plans: set[AttentionShape] = field(default_factory=set)
     prefill_plans: dict[AttentionShape, torch.Tensor] = field(default_factory=dict)
+    rows: torch.Tensor | None = None
     marks: LayerMarks | None = None

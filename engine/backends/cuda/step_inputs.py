@@ -12,11 +12,12 @@ from engine.backends.cuda.target import DeviceFacts
 ROW = np.dtype(
     [
         (name, np.int32)
-        for name in ("slot", "start", "tokens", "first", "pending", "decodes", "chunk_first", "unused")
+        for name in ("slot", "start", "tokens", "first", "pending", "decodes", "chunk_first", "step")
     ]
 )
 """slot < 0: an empty place, whose tokens store nothing; start, tokens: what runs; first: of the row's tokens
-in the step; decodes: attention_decode serves it; chunk_first: first, if only chunks had tokens."""
+in the step; decodes: attention_decode serves it; chunk_first: first, if only chunks had tokens; step: in the
+first row, what LayerMarks.begin gave for a step that tells of its layers."""
 
 _THREADS = 256
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from engine.backends.cuda.layer_marks import LayerMarks
 from engine.errors import SamplingError
 from engine.runner.cuda.foretold import ForetoldValues
 from engine.runner.cuda.sampler import Drawn
@@ -15,17 +14,21 @@ from engine.step import Draw, LayersWritten, Logprobs, SampledToken, ScheduledRo
 
 
 class CudaPendingStep:
-    """Results on their way to pinned memory, and the event that says that they are there."""
+    """Results on their way to pinned memory, and the event that says that they are there.
+
+    Attributes:
+        layers: see PendingStep; set by whoever launched the step.
+        is_over: whether the device is done with it; any thread may ask.
+    """
 
     def __init__(
         self,
         sampled: tuple[ScheduledRow, ...],
         drawn: Drawn | None,
         foretold: ForetoldValues | None = None,
-        marks: LayerMarks | None = None,
-        step: int = 0,
     ) -> None:
-        """Start the copies on the current stream. `marks`: what step number `step` notes of its layers."""
+        """Start the copies on the current stream."""
+        self.layers: Sequence[LayersWritten] = ()
         self._foretold = foretold
         if foretold is not None:
             self._foretold_values, self._foretold_ids = _to_host(foretold.values), _to_host(foretold.ids)
@@ -38,7 +41,7 @@ class CudaPendingStep:
                 self._values, self._ids = _to_host(drawn.values), _to_host(drawn.ids)
         self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._done.record()
-        self.layers: Sequence[LayersWritten] = () if marks is None else marks.moments(step, self._done.query)
+        self.is_over: Callable[[], bool] = self._done.query
 
     def wait(self) -> StepResult:
         """Wait for the device. A row whose logits hold NaN or infinity has an error for a token."""

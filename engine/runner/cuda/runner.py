@@ -123,15 +123,18 @@ class CudaRunner:
         if not output.rows:
             self._store.join()
             return CudaPendingStep((), None)
-        batch, drawn, values = self._launch(output.rows, output.step if output.tells_layers else None)
+        note = self._marks.begin() if output.tells_layers else None
+        batch, drawn, values = self._launch(output.rows, note)
         self._store.join()
-        marks = self._marks if batch.shape.tells_layers else None
-        return CudaPendingStep(batch.sampled, drawn, values, marks, output.step)
+        step = CudaPendingStep(batch.sampled, drawn, values)
+        if note is not None:
+            step.layers = self._marks.moments(note, step.is_over)
+        return step
 
     def _launch(
-        self, rows: Sequence[ScheduledRow], told_as: int | None
+        self, rows: Sequence[ScheduledRow], note: int | None
     ) -> tuple[Batch, Drawn | None, ForetoldValues | None]:
-        """`told_as`: the number that the step notes behind its layers; None: nobody asks."""
+        """`note`: what the step writes behind its layers; None: nobody asks."""
         rows, num_decodes = decodes_first(rows, self._prompts_apart)
         slots, new = self._slots.find(rows)
         for index in new:
@@ -141,10 +144,12 @@ class CudaRunner:
         padded = None
         if self._graphs is not None and not asks:
             padded = self._ladder.padded(shape)
-        batch = build_batch(
-            rows, num_decodes, slots, replace(padded or shape, tells_layers=told_as is not None)
-        )
-        batch.rows["step"][:1] = told_as or 0
+        shape = padded or shape
+        if note is not None:
+            shape = replace(shape, tells_layers=True)
+        batch = build_batch(rows, num_decodes, slots, shape)
+        if note is not None:
+            batch.rows["step"][0] = note
         host_rows = self._sampler.rows(batch)
         asked = foretold(rows, batch.sample_tokens) if asks else None
         where, blocks = self._slots.take_edits()

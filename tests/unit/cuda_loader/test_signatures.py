@@ -14,6 +14,7 @@ from engine.backends.cuda import loader, sampling
 from engine.backends.cuda.attention_decode import _PARAMS
 from engine.backends.cuda.block_copy import block_copy
 from engine.backends.cuda.launches import Argument, format_of
+from engine.backends.cuda.layer_marks import LayerMarks
 from engine.backends.cuda.norms import layer_norm
 from engine.backends.cuda.source import SOURCE_DIR
 from engine.backends.cuda.step_inputs import DeviceState, StepBuffers
@@ -77,6 +78,7 @@ def launch_everything() -> None:
         torch.zeros(32, dtype=torch.uint8), 1, ints, StepBuffers.create(8, 4, 8, torch.device("cpu"))
     )
     state.outputs(ints, ints)
+    LayerMarks(1).stored(0, torch.zeros(32, dtype=torch.uint8))
 
 
 def test_arguments_are_as_wide_as_parameters(calls: list[Call]) -> None:
