@@ -44,6 +44,17 @@ def test_chunks_smaller_than_a_block_are_allowed() -> None:
     assert cut([100, 100], 7, max_chunk=3) == [(0, 3), (1, 3)]
 
 
+def test_a_prompt_that_fills_a_step_may_be_given_a_longer_one() -> None:
+    long, short = create_request(300), create_request(10)
+    assert cut_chunks([long, short], 64, 1000, 4, False, lone_tokens=128) == [(long, 128)]
+    assert cut_chunks([short, long], 64, 1000, 4, False, lone_tokens=128) == [(short, 10), (long, 52)]
+    assert cut_chunks([long, short], 64, 32, 4, False, lone_tokens=128) == [(long, 32), (short, 10)]
+    rest = create_request(100)
+    assert cut_chunks([rest, short], 64, 1000, 4, False, lone_tokens=128) == [(rest, 100)]
+    assert cut_chunks([create_request(64), short], 64, 1000, 4, False, lone_tokens=128)[0][1] == 64
+    assert cut_chunks([rest], 64, 1000, 4, False, lone_tokens=64) == [(rest, 64)]
+
+
 def test_an_answer_that_is_computed_again_runs_one_token_a_step() -> None:
     """From the prompt's end on, wherever that lies in a block, and beside other chunks."""
     request, other = create_request(10), create_request(100)
