@@ -10,7 +10,8 @@
 //          -DROWS is Q*g rounded up to 4, 8, 16, 32, 64 or 128. Up to 8 rows the product is
 //          keys x rows (K, V^T are the 16-high operand), so no half of a tile is wasted.
 // Work     A request is cut at multiples of a split size that depends on its own length
-//          alone. One (split, KV head) is a unit. attention_decode_plan, one block, once a
+//          alone (or, if the plan is told to spread, on the batch too while that leaves blocks idle).
+//          One (split, KV head) is a unit. attention_decode_plan, one block, once a
 //          step, lists the splits and cuts the list of units (by request, head, split) into
 //          `gridDim.x` runs of equal cost; every layer reuses that. Splits are folded first to
 //          last wherever they are, so a request's result is the same bits whatever else is in the batch.
@@ -21,8 +22,8 @@
 //          A request and head that lies in one run is summed in that block. Of one that crosses
 //          runs, each block leaves float32 partials and says so; the block with its last split folds
 //          them at its end (each block waits for earlier ones only, and folds at most one request).
-// Overlap  Launched to overlap the kernel before it (rope_kv_store), it fills its ring with keys that
-//          are older than this step, and waits before the first new key, query or store.
+// Overlap  Launched to overlap the kernel before it (rope_kv_store), it fills a part of its ring with keys
+//          that are older than this step, and waits before the first new key, query or store.
 // Fill     -DTMA=1: one box of the tensor copy engine per 64 columns of a block, swizzled;
 //          else cp.async of 16 bytes with the same swizzle.
 // SM       -DBLOCKS blocks share a multiprocessor; one loads while another ends a unit.

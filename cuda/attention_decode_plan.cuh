@@ -5,10 +5,12 @@
 struct Plan {
   int start, length, size, first_split, count;
 
-  __device__ Plan(int context, int queries, int window) {
+  // `most`: tokens of a split, if that is less than the request's own length asks for.
+  __device__ Plan(int context, int queries, int window, int most) {
     length = context;
     start = window > 0 ? max(0, context - queries - window + 1) / TILE * TILE : 0;
-    size = split_size(context);
+    size = min(split_size(context), most);
+    while (length > size * kMaxSplits) size *= 2;
     first_split = start / size;
     count = max(1, (context + size - 1) / size - first_split);
   }
@@ -18,29 +20,53 @@ struct Plan {
   __device__ i64 cost() const { return i64(length - start) + i64(count) * kUnitCost; }
 };
 
+// The least splits that leave no more units than runs: 64 tokens and up; kNoLimit if requests' own are as small.
+constexpr int kNoLimit = 1 << 30;
+__device__ __forceinline__ int spread_size(i64 tokens, int kv_heads, int runs) {
+  int size = 64;
+  while (size < kBaseSplit && i64(size) * runs < tokens * kv_heads) size *= 2;
+  return size < kBaseSplit ? size : kNoLimit;
+}
+
+// Sum over the block of 1024, the same in every thread; `scratch` holds a value of each warp. All threads call.
+__device__ __forceinline__ i64 block_total(i64 x, i64 (&scratch)[32]) {
+#pragma unroll
+  for (int o = 16; o > 0; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = scratch[threadIdx.x % 32];
+#pragma unroll
+  for (int o = 16; o > 0; o >>= 1) x += __shfl_xor_sync(~0u, x, o);
+  return x;
+}
+
 // Units are ordered by request, then head, then split, so that a run mostly holds whole requests and heads.
+// With `spread`, splits are smaller while the batch would leave blocks idle: a request's bits then depend on it.
 // Grid 1, block 1024. Writes splits[], run_start[runs + 1] and run_first[runs].
 extern "C" __global__ void __launch_bounds__(1024)
     attention_decode_plan(const i32* __restrict__ context_lens, Split* splits, RunStart* run_start,
                           Split* run_first, i32 batch, i32 queries, i32 window, i32 kv_heads,
-                          i32 runs) {
+                          i32 runs, i32 spread) {
   __shared__ i32 warp_count[32];
   __shared__ i64 warp_cost[32];
   __shared__ i32 chunk_base[1024];
   __shared__ i64 chunk_cost[1024];
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
 
+  int most = kNoLimit;
+  if (spread) {
+    i64 tokens = 0;
+    for (int b = tid; b < batch; b += 1024) {
+      const Plan plan(context_lens[b], queries, window, kNoLimit);
+      tokens += plan.length - plan.start;
+    }
+    most = spread_size(block_total(tokens, warp_cost), kv_heads, runs);
+  }
   // Total cost first: the runs' borders depend on it.
   i64 total = 0;
-  for (int b = tid; b < batch; b += 1024) total += Plan(context_lens[b], queries, window).cost();
-#pragma unroll
-  for (int o = 16; o > 0; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
-  if (lane == 0) warp_cost[warp] = total;
-  __syncthreads();
-  total = warp_cost[lane];
-#pragma unroll
-  for (int o = 16; o > 0; o >>= 1) total += __shfl_xor_sync(~0u, total, o);
-  total *= kv_heads;
+  for (int b = tid; b < batch; b += 1024) total += Plan(context_lens[b], queries, window, most).cost();
+  total = block_total(total, warp_cost) * kv_heads;
 
   int base = 0;
   i64 base_cost = 0;
@@ -50,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     int count = 0;
     i64 cost = 0;
     if (b < batch) {
-      const Plan plan(context_lens[b], queries, window);
+      const Plan plan(context_lens[b], queries, window, most);
       count = plan.count;
       cost = plan.cost();
     }
@@ -75,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     __syncthreads();
 
     for (int r = warp; r < 1024 && chunk + r < batch; r += 32) {
-      const Plan plan(context_lens[chunk + r], queries, window);
+      const Plan plan(context_lens[chunk + r], queries, window, most);
       for (int k = lane; k < plan.count; k += 32) {
         const int index = chunk_base[r] + k;
         splits[index] = Split{chunk + r, plan.first(k), plan.end(k), k, plan.count, plan.length, {0, 0}};

@@ -131,7 +131,7 @@ __device__ __forceinline__ void produce(const Params& p, const TensorMap* map, c
       const Place place(position);
       if ((min(token + TILE, split.end) - 1) >> p.block_shift >= table.from + 32)
         table.load(p, split, token >> p.block_shift, lane);
-      if (!waited && (position == STAGES || token + TILE > split.context - p.queries)) {
+      if (!waited && (position == kEarlyTiles || token + TILE > split.context - p.queries)) {
         wait_for_previous();
         describe();
         waited = true;

@@ -27,6 +27,8 @@
 constexpr int kMaxSplits = 64;
 constexpr int kBaseSplit = HEAD_DIM <= 96 ? 1024 : 512;
 constexpr int kUnitCost = 48;  // of a unit's own overhead, in tokens
+// Tiles that a block fetches before the kernel ahead has ended: a whole ring of each would be in that one's way.
+constexpr int kEarlyTiles = STAGES < 3 ? STAGES : 3;
 
 // Up to 8 rows are the narrow side of the product (keys x rows); more are its tall side.
 constexpr bool kNarrow = ROWS <= 8;

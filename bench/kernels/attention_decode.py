@@ -3,6 +3,7 @@
     python -m bench.kernels.attention_decode [--head-dim D] [--fa3 LIBRARY] [--no-peer]
 
 Every row's result is compared with float32 arithmetic on a few of its requests before it is timed.
+Work is spread as the engine does outside of its batch-invariant mode.
 """
 
 import argparse
@@ -49,6 +50,8 @@ CASES = [
     Case((16384,) * 4),
     Case((2048,) * 64),
     Case((4096,) * 64, queries=4),
+    Case((1024,)),
+    Case((1024,) * 8),
     *(
         Case(lengths, head_dim=head_dim)
         for head_dim in (64, 256)
@@ -74,7 +77,7 @@ def our_time_us(case: Case, pool: torch.Tensor, tables: torch.Tensor, variant: s
     )  # fmt: skip
     attend = AttentionDecode(
         pool, num_query_heads=case.heads, queries=case.queries,
-        limits=DecodeLimits(len(case.lengths), sum(case.lengths)), tiles=tiles,
+        limits=DecodeLimits(len(case.lengths), sum(case.lengths)), spread=True, tiles=tiles,
     )  # fmt: skip
     attend.plan(lens)
     out.fill_(torch.nan)

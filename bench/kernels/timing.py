@@ -2,6 +2,7 @@
 
 import functools
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,16 +12,25 @@ import torch
 from engine.backends.cuda import driver, loader
 from engine.backends.cuda.source import Source
 
+WARM_S = 0.03
+
 
 def graph_time_us(work: Callable[[], None], calls: int, *, samples: int = 15) -> float:
-    """Median microseconds of one call; `work` makes `calls` of them and is captured once."""
+    """Median microseconds of one call; `work` makes `calls` of them and is captured once.
+
+    Replays for WARM_S first: short launches after an idle stretch took 8 % longer (an H200's first 7 ms).
+    """
     work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
-    for _ in range(2):
+    until = time.perf_counter() + WARM_S
+    while True:
         graph.replay()
+        torch.cuda.synchronize()
+        if time.perf_counter() > until:
+            break
     times = []
     for _ in range(samples):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -23,7 +23,9 @@ class Step:
     heads: int
     queries: int
 
-    def run(self, layer: int, *, tma: bool | None = None, window: int = 0, **options: object) -> torch.Tensor:
+    def run(
+        self, layer: int, *, tma: bool | None = None, window: int = 0, spread: bool = False, **options: object
+    ) -> torch.Tensor:
         limits = DecodeLimits(self.context_lens.shape[0], int(self.context_lens.sum()))
         tiles = choose_tiles(shape_of(self.pool, self.heads, self.queries), loader.facts(), tma=tma)
         attend = AttentionDecode(
@@ -32,6 +34,7 @@ class Step:
             queries=self.queries,
             limits=limits,
             window=window,
+            spread=spread,
             tiles=tiles,
         )
         out = torch.full_like(self.q, torch.nan)
@@ -150,6 +153,41 @@ def test_matches_float64(
         dtype=dtype,
     )  # fmt: skip
     check(step.run(1, tma=tma), reference(step, 1))
+
+
+@pytest.mark.parametrize(
+    "lengths", [(1,), (64,), (1000,), (1024,) * 8, (300, 5, 4097, 0, 63), (20000, 9)], ids=str
+)
+@pytest.mark.parametrize(
+    ("head_dim", "heads", "kv_heads", "queries"),
+    [(128, 32, 8, 1), (64, 9, 3, 1), (256, 8, 4, 1), (128, 16, 2, 5)],
+)
+def test_few_tokens_spread_over_the_device(
+    lengths: tuple[int, ...], head_dim: int, heads: int, kv_heads: int, queries: int
+) -> None:
+    lengths = tuple(length for length in lengths if length == 0 or length >= queries) or (queries,)
+    step = make_step(lengths, head_dim=head_dim, heads=heads, kv_heads=kv_heads, queries=queries)
+    check(step.run(1, spread=True), reference(step, 1))
+    check(step.run(0, spread=True, window=100), reference(step, 0, window=100))
+
+
+@pytest.mark.sanitize
+def test_a_spread_request_in_many_launches() -> None:
+    step = make_step((1024,), head_dim=128, heads=16, kv_heads=8, layers=1)
+    attend = AttentionDecode(
+        step.pool, num_query_heads=16, queries=1, limits=DecodeLimits(1, 1024), spread=True
+    )
+    attend.plan(step.context_lens)
+    outs = [torch.full_like(step.q, torch.nan) for _ in range(20)]
+    for out in outs:
+        attend(step.q, 0, step.block_tables, out)
+    check(outs[0], reference(step, 0))
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+def test_a_full_device_has_nothing_to_spread() -> None:
+    step = make_step((3000,) * 64, head_dim=128, heads=32, kv_heads=8, layers=1)
+    assert torch.equal(step.run(0, spread=True), step.run(0))
 
 
 @pytest.mark.parametrize("queries", [1, 4])

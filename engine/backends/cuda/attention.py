@@ -19,10 +19,10 @@ class PoolAttention:
     captured graph holds their addresses.
     """
 
-    def __init__(self, blocks: torch.Tensor) -> None:
-        """`blocks`: the pool, [num_blocks, layers, 2, H_kv, block_size, D]."""
+    def __init__(self, blocks: torch.Tensor, *, spread: bool) -> None:
+        """`blocks`: the pool, [num_blocks, layers, 2, H_kv, block_size, D]. `spread`: see AttentionDecode."""
         self.generation = 0
-        self._blocks = blocks
+        self._blocks, self._spread = blocks, spread
         self._limits = DecodeLimits(_FIRST_ROWS, blocks.shape[0] * blocks.shape[4])
         self._decode: dict[AttentionShape, AttentionDecode] = {}
         self._prefill: dict[AttentionShape, AttentionPrefill] = {}
@@ -52,6 +52,7 @@ class PoolAttention:
                 queries=1,
                 limits=self._limits,
                 window=shape.sliding_window or 0,
+                spread=self._spread,
             )
         if shape not in step.decode_plans:
             attention.plan(step.decode_lens)

@@ -64,6 +64,7 @@ class AttentionDecode:
         queries: int,
         limits: DecodeLimits,
         window: int = 0,
+        spread: bool = False,
         tiles: DecodeTiles | None = None,
     ) -> None:
         """Build the kernel and its buffers.
@@ -72,6 +73,8 @@ class AttentionDecode:
             pool: [num_blocks, layers, 2, H_kv, block_size, D], bf16 or fp16, contiguous.
             queries: new tokens of each request, 1 to 8.
             window: positions a token sees, itself included; 0: all.
+            spread: cut requests smaller while the batch leaves blocks idle: faster for few short ones, but
+                a request's bits then depend on the others in the batch.
             tiles: another build than choose_tiles would pick, for tests and benches.
         Raises:
             UnsupportedShapeError: names the size that the kernel does not take.
@@ -93,7 +96,7 @@ class AttentionDecode:
         module = loader.load("attention_decode", defines=self._tiles.defines(self._shape))
         self._attend = module.kernel("attention_decode")
         self._plan = module.kernel("attention_decode_plan")
-        self._pool, self._window, self._limits = pool, window, limits
+        self._pool, self._window, self._limits, self._spread = pool, window, limits, spread
         self._runs = facts.num_sms * self._tiles.blocks
         self._block_rows = layers * 2 * kv_heads * block_size
         self._map = tensor_map.empty()
@@ -106,6 +109,8 @@ class AttentionDecode:
                 swizzle=tensor_map.Swizzle.BYTES_128,
             )
         splits = limits.batch + limits.tokens // split_size(head_dim, 1)
+        if spread:  # whole splits of a head are no more than its share of runs; each request has two ends
+            splits = max(splits, 2 * limits.batch + self._runs // kv_heads)
         rows = splits * kv_heads * self._shape.rows
 
         def buffer(*size: int) -> torch.Tensor:
@@ -133,7 +138,7 @@ class AttentionDecode:
             (1, 1, 1), (1024, 1, 1),
             context_lens, self._splits, self._run_start, self._run_first,
             np.int32(batch), np.int32(self._shape.queries), np.int32(self._window),
-            np.int32(self._pool.shape[3]), np.int32(self._runs),
+            np.int32(self._pool.shape[3]), np.int32(self._runs), np.int32(self._spread),
         )  # fmt: skip
         self._planned_last = True
 

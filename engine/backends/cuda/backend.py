@@ -65,7 +65,7 @@ class CudaBackend:
         address = pool.blocks.data_ptr()
         found = self._attention.get(address)
         if found is None:
-            found = self._attention[address] = PoolAttention(pool.blocks)
+            found = self._attention[address] = PoolAttention(pool.blocks, spread=self._mode is Mode.FAST)
         return found
 
     def forget(self, pool: KVPool) -> None:
