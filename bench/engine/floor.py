@@ -29,11 +29,14 @@ class Ceilings:
         read_bytes_s: bytes read from memory a second.
         product_flops: operations a second of large matrix products.
         attention_flops: operations a second of a prompt's attention.
+        sustained_flops: as product_flops, after a second of them; 0: not measured. No floor is made of it: it
+            tells what the power limit leaves.
     """
 
     read_bytes_s: float
     product_flops: float
     attention_flops: float
+    sustained_flops: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,11 @@ class Report:
             f"{ceilings.attention_flops / 1e12:.3g} TFLOP/s attention, nothing else",
             highlight=False,
         )
+        if ceilings.sustained_flops:
+            console.print(
+                f"products for a second on end: {ceilings.sustained_flops / 1e12:.3g} TFLOP/s",
+                highlight=False,
+            )
         for role, started in self._roles.items():
             told = ", ".join(f"{name} {value}" for name, value in started.items())
             console.print(f"{role}: {told}", highlight=False)

@@ -119,12 +119,20 @@ def _engines(inputs: Inputs) -> list[Part]:
     def part(name: str, shape: str, seconds: float, *flags: str) -> Part:
         return Part(name, 1, seconds, 1.5 * seconds, _engine(inputs, shape, name, *flags), MEASURED)
 
+    def profile(name: str, shape: str, seconds: float) -> Part:
+        trace = str(inputs.out / f"{name}.json.gz")
+        flags = ("--rounds", "1", "--workloads", "prefill,decode,chat", "--profile", trace)
+        show = rf"{MEASURED}|ms a step|busy"
+        return Part(name, 1, seconds, 1.5 * seconds, _engine(inputs, shape, name, *flags), show)
+
     return [
         part("engine-8b", large, 175),
         part("engine-0.6b", small, 100),
         part("engine-8b-invariant", large, 105, *invariant),
         part("engine-0.6b-invariant", small, 65, *invariant),
         part("interrupted-both", large, 45, *both),
+        profile("profile-8b", large, 85),
+        profile("profile-0.6b", small, 45),
     ]
 
 
