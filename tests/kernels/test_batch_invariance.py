@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +15,17 @@ import pytest
 import torch
 
 from engine.backends.cuda.backend import CudaBackend
-from engine.backends.cuda.linear import _operands
+from engine.backends.cuda.product_trial import operands
 from engine.config import EngineConfig
 from engine.models.load import RANDOM_WEIGHTS
 from engine.sampling_params import SamplingParams
 from engine.step import Logprobs
 from tests.support.answers import Answer, AnsweringEngine
+from tests.support.op_trace import Hashes, OpTrace, first_difference
 from tests.support.tiny_families import create_family
 
 NUM_REQUESTS, NUM_OUT, BLOCK = 200, 36, 16
+NUM_TRACED = 24
 SMALL_POOL_BLOCKS = 40
 # The products of Qwen3-0.6B, whose 1 row of 1024 x 3072 cuBLASLt once added up in another order.
 WIDE = {
@@ -43,15 +44,9 @@ WIDE = {
 }
 MODEL_SHAPES = [
     (6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (1024, 2048), (4096, 1024), (6144, 1024),
-    (1024, 3072), (960, 576), (576, 1536), (97, 256), (512, 256), (224, 256), (256, 112),
+    (1024, 3072), (960, 576), (576, 1536), (97, 256), (512, 256), (256, 256), (224, 256), (256, 112),
 ]  # fmt: skip
 Seen = tuple[list[int], list[Logprobs | None]]
-
-
-@pytest.fixture(autouse=True)
-def default_mode() -> Iterator[None]:
-    yield
-    CudaBackend(torch.bfloat16)  # the mode is the process's
 
 
 @dataclass
@@ -134,6 +129,22 @@ def test_together_equals_alone(model: Model, changes: dict[str, object]) -> None
         check(engine.answer(model.prompts, model.samplings), model.alone)
 
 
+def test_no_operation_gives_a_token_other_bits(model: Model) -> None:
+    """Where the answers above differ, this names the operation."""
+
+    def traced(groups: list[slice], **changes: object) -> Hashes:
+        with AnsweringEngine(model.config(graphs=False, **changes)) as engine, OpTrace(engine) as trace:
+            for group in groups:
+                engine.answer(model.prompts[group], model.samplings[group])
+        return trace.hashes
+
+    alone = traced([slice(index, index + 1) for index in range(NUM_TRACED)])
+    for changes in ({}, {"max_step_tokens": 97}, {"max_chunk_tokens": 13}):
+        together = traced([slice(NUM_TRACED)], **changes)
+        assert together.keys() == alone.keys()
+        assert first_difference(together, alone) == ""
+
+
 @pytest.mark.parametrize("swap_bytes", [0, 256 << 20], ids=["recomputed", "swapped"])
 def test_a_preempted_request_answers_the_same(model: Model, swap_bytes: int) -> None:
     pool = SMALL_POOL_BLOCKS * model.block_bytes
@@ -175,7 +186,7 @@ def test_products(shape: tuple[int, int], has_bias: bool, cancelling: bool) -> N
     """A row's bits depend neither on how many rows there are, nor on its place among them."""
     backend = CudaBackend(torch.bfloat16, batch_invariant=True)
     generator = torch.Generator("cuda").manual_seed(torch.seed() % 2**31)
-    x, weight, bias = _operands(*shape, torch.bfloat16, generator, cancelling)
+    x, weight, bias = operands(2048, *shape, torch.bfloat16, generator, cancelling=cancelling)
     linear = backend.pack_linear([weight], [bias] if has_bias else None)
     head = backend.tie_linear(weight)
     wanted, logits = backend.linear(x, linear), backend.logits(x, head).clone()

@@ -26,7 +26,7 @@ from engine.backends.cuda.attention import PoolAttention
 from engine.backends.cuda.block_copy import block_copy
 from engine.backends.cuda.embedding import embedding
 from engine.backends.cuda.gated_activation import gated_activation
-from engine.backends.cuda.linear import CudaLinear, Mode, set_mode
+from engine.backends.cuda.linear import CudaLinear, Mode
 from engine.backends.cuda.norms import layer_norm, rms_norm
 from engine.backends.cuda.placement import OwnMemory, Placement
 from engine.backends.cuda.pool_memory import pool_blocks
@@ -46,7 +46,7 @@ class CudaBackend:
 
         Args:
             placement: where weights lie; None: each in memory of its own.
-            batch_invariant: a token's bits depend on its request alone, at some cost; for the whole process.
+            batch_invariant: a token's bits depend on its request alone, at some cost.
         Raises:
             KernelError: no cupy, driver or device, or one that is too old; each says what to do.
         """
@@ -54,7 +54,6 @@ class CudaBackend:
         self.device = torch.device("cuda", loader.current_device())
         _ = loader.facts().arch
         self._mode = Mode.INVARIANT if batch_invariant else Mode.FAST
-        set_mode(self._mode)
         self._placement = placement or OwnMemory()
         self._upload = Upload()
         self._attention: dict[int, PoolAttention] = {}

@@ -11,6 +11,8 @@ KernelError (an EngineError)
 ├── LaunchError             the driver refused a launch; carries its code
 ├── DeviceMemoryError       the driver gives no memory
 ├── ArenaFullError          the memory set aside for weights is too small
+├── ProductsMissingError    no cuBLASLt that torch has loaded
+├── ProductError            cuBLASLt refused a product; carries its status
 └── UnsupportedShapeError   an operation was asked for what its kernel cannot do
 """
 
@@ -94,6 +96,21 @@ class ArenaFullError(KernelError):
 
     def __init__(self, wanted: int, size: int) -> None:
         super().__init__(f"the arena of weights has {size} bytes, {wanted} are needed")
+
+
+class ProductsMissingError(KernelError):
+    """No cuBLASLt."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"no usable cuBLASLt in this process ({detail}): install torch for CUDA")
+
+
+class ProductError(KernelError):
+    """cuBLASLt refused."""
+
+    def __init__(self, function: str, status: int) -> None:
+        super().__init__(f"{function} returned status {status}")
+        self.status = status
 
 
 class UnsupportedShapeError(KernelError):
