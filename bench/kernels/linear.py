@@ -15,8 +15,9 @@ from collections.abc import Callable
 import torch
 
 from bench.kernels import timing
+from engine.backends.cuda import loader
 from engine.backends.cuda.linear import CudaLinear
-from engine.backends.cuda.linear_rows import MAX_ROWS, linear_rows, rows_that_pay
+from engine.backends.cuda.linear_rows import MAX_ROWS, layout_of, linear_rows, rows_that_pay
 
 SHAPES = {
     "8b qkv": (6144, 4096),
@@ -99,7 +100,8 @@ def main() -> None:
             out_bytes = 4 if name.endswith("head") else 2
             floor = max(((n + m) * k * 2 + m * n * out_bytes) / read, 2 * m * n * k / products) * 1e6
             for label in lines:
-                if label == "rows" and m > MAX_ROWS:
+                if label == "rows" and (m > MAX_ROWS or not layout_of(m, n, k, loader.facts())):
+                    lines[label] += " " * 14
                     continue
                 us = microseconds([one[label] for one in made], x, wanted)
                 taken = "rows" if m <= rows_that_pay(n, k) else "chosen"

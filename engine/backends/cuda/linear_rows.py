@@ -1,4 +1,7 @@
-"""linear_rows: products of few rows with weights that are read in microseconds (cuda/linear_rows.cu)."""
+"""linear_rows: products of few rows, bound by reading the weight once (cuda/linear_rows.cu)."""
+
+import functools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,24 +13,61 @@ from engine.backends.cuda.source import Build
 from engine.backends.cuda.target import DeviceFacts
 
 MAX_ROWS = 16
-_THREADS = 256
-_BLOCKS_PER_SM = 2
+_WARPS = 8
+_TILE_ROWS = 16  # of the weight
+_SLICE = 512  # of K: a piece of 64 for each warp
+_STAGE_BYTES = _WARPS * 2048
+_LEAST_SHARE = 8
+_LEAST_STAGES = {2: 4, 1: 5}  # by blocks on a multiprocessor
+_MOST_STAGES = 12
+_RESERVED_BYTES = 1024  # of shared memory, that CUDA takes for each block
+
+
+@dataclass(frozen=True)
+class RowsLayout:
+    """How one launch is laid out.
+
+    Attributes:
+        share: rows of the weight that a block takes.
+        blocks: of the grid.
+        stages: pieces in the ring of each warp.
+        shared_bytes: of a block.
+    """
+
+    share: int
+    blocks: int
+    stages: int
+    shared_bytes: int
+
+
+@functools.cache
+def layout_of(rows: int, out_features: int, in_features: int, device: DeviceFacts) -> RowsLayout | None:
+    """The layout for a shape, None if x leaves too little shared memory for the rings. Pure.
+
+    Two blocks a multiprocessor where that is enough: one loads while another ends or begins.
+    """
+    slices = -(-in_features // _SLICE)
+    x_bytes = slices * _SLICE * 2 * rows
+    sums_bytes = 2 * _WARPS * rows * (_TILE_ROWS + 1) * 4
+    barrier_bytes = _WARPS * (_MOST_STAGES + 1) * 8
+    beside = x_bytes + sums_bytes + barrier_bytes
+    for per_sm in (2, 1):
+        room = min(device.shared_bytes_per_sm // per_sm - _RESERVED_BYTES, device.shared_bytes_per_block)
+        stages = (room - beside) // _STAGE_BYTES
+        if stages >= _LEAST_STAGES[per_sm]:
+            share = max(_LEAST_SHARE, -(-out_features // (device.num_sms * per_sm)))
+            stages = min(stages, -(-share // _TILE_ROWS) * slices, _MOST_STAGES)
+            return RowsLayout(share, -(-out_features // share), stages, beside + stages * _STAGE_BYTES)
+    return None
 
 
 def rows_that_pay(out_features: int, in_features: int) -> int:
     """Most rows for which this kernel beats cuBLAS, 0: none. From bench/kernels/linear.py on an H200."""
-    num_bytes = out_features * in_features * 2
-    if num_bytes <= 16 << 20:
-        return MAX_ROWS
-    return 8 if num_bytes <= 32 << 20 else 0
-
-
-def tiles_of(rows: int, out_features: int, num_sms: int) -> int:
-    """16-row tiles of the weight that a block takes at once. Pure.
-
-    Two read the input half as often; one spreads a narrow weight over all multiprocessors.
-    """
-    return 2 if rows <= 8 and out_features >= 64 * num_sms else 1
+    most = MAX_ROWS if out_features * in_features * 2 <= 16 << 20 else 8
+    device = loader.facts()
+    return next(
+        (rows for rows in range(most, 0, -1) if layout_of(rows, out_features, in_features, device)), 0
+    )
 
 
 def linear_rows(
@@ -39,7 +79,7 @@ def linear_rows(
     kernel must not write the weight.
 
     Raises:
-        UnsupportedShapeError: more than MAX_ROWS rows, or K is no multiple of 8.
+        UnsupportedShapeError: more than MAX_ROWS rows, K no multiple of 8, or x too large for shared memory.
     """
     rows, in_features = x.shape
     out_features = weight.shape[0]
@@ -54,16 +94,17 @@ def linear_rows(
     if not rows:
         return out
     facts = loader.facts()
-    tiles = tiles_of(rows, out_features, facts.num_sms)
+    layout = layout_of(rows, out_features, in_features, facts)
+    if layout is None:
+        raise UnsupportedShapeError(f"x {list(x.shape)}: too large for the shared memory of {facts.name}")
     defines = {
         "DTYPE": dtype_code(x.dtype),
-        "TILES": tiles,
         "GROUPS": 1 if rows <= 8 else 2,
         "FLOAT_OUT": int(out.dtype == torch.float32),
     }
     loader.load("linear_rows", defines=defines).kernel("linear_rows")(
-        (min(-(-out_features // (16 * tiles)), _BLOCKS_PER_SM * facts.num_sms), 1, 1),
-        (_THREADS, 1, 1),
+        (layout.blocks, 1, 1),
+        (_WARPS * 32, 1, 1),
         x,
         weight,
         bias,
@@ -71,6 +112,9 @@ def linear_rows(
         np.int32(rows),
         np.int32(out_features),
         np.int32(in_features),
+        np.int32(layout.share),
+        np.int32(layout.stages),
+        shared_bytes=layout.shared_bytes,
         overlaps=facts.major >= 9,
     )
     return out
@@ -79,8 +123,8 @@ def linear_rows(
 def builds(_: DeviceFacts) -> list[Build]:
     """What `make kernels` makes."""
     return [
-        Build("linear_rows", {"DTYPE": dtype, "TILES": tiles, "GROUPS": groups, "FLOAT_OUT": floats})
+        Build("linear_rows", {"DTYPE": dtype, "GROUPS": groups, "FLOAT_OUT": floats})
         for dtype in (0, 1)
-        for tiles, groups in ((1, 1), (2, 1), (1, 2))
+        for groups in (1, 2)
         for floats in (0, 1)
     ]
