@@ -9,6 +9,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from tests.integration.gateway.test_structured import served as _served
+from tests.support.served_model import ServedModel
 from tests.support.tiny_models import ids_of
 
 served = _served
@@ -17,8 +18,8 @@ PLAIN: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "temperature": 0}
 
 
 @pytest.fixture
-def client(served: tuple[AsyncOpenAI, str]) -> AsyncOpenAI:
-    return served[0]
+def client(served: ServedModel) -> AsyncOpenAI:
+    return served.client
 
 
 @pytest.mark.parametrize("streamed", [False, True])
