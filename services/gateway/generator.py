@@ -101,5 +101,5 @@ class Generator:
 
 
 def _shares_prompt(request: Request, block_size: int) -> bool:
-    """Whether a cached prompt is of use: full blocks are, unless its log-probabilities are wanted."""
-    return request.num_prompt_tokens > block_size and not request.sampling.HasField("prompt_logprobs")
+    """Whether what another request computed is of use: full blocks are, and log-probabilities of a prompt."""
+    return request.num_prompt_tokens > block_size or request.sampling.HasField("prompt_logprobs")

@@ -52,6 +52,7 @@ class Attempt:
     Args:
         token_ids: the prompt and the tokens that the client has.
         number: of the attempt, from 1.
+        is_scored: the prompt's log-probabilities are known; they are not computed again.
         take_now: is offered what comes while `next` waits, once decode runs; false: `next` gets it.
     Attributes:
         queue_s: time in the decode worker's queue, seconds; None: not reserved yet.
@@ -68,6 +69,7 @@ class Attempt:
         trace: RequestTrace,
         token_ids: Sequence[int],
         number: int,
+        is_scored: bool,
         take_now: Callable[[AttemptEvent], bool] | None = None,
     ) -> None:
         self._cluster = cluster
@@ -77,8 +79,8 @@ class Attempt:
         self._token_ids = token_ids
         self._prompt = PromptBlocks(token_ids, request.cache_salt)
         self._sampling = request.sampling
-        if len(token_ids) > len(request.token_ids) and request.sampling.HasField("prompt_logprobs"):
-            # The client has them: only the first attempt computes the prompt past the prefix cache.
+        if is_scored and request.sampling.HasField("prompt_logprobs"):
+            # Else the prompt would be computed past the prefix cache.
             self._sampling = SamplingParams()
             self._sampling.CopyFrom(request.sampling)
             self._sampling.ClearField("prompt_logprobs")

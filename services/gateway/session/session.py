@@ -86,12 +86,14 @@ class Session:
         self._is_closed = False
         self._mishap: Exception | None = None
         self._leader: Session | None = None
+        self._prompt_logprobs: Sequence[TokenLogprobs] = ()
         self._prompt_shared = asyncio.Event()
 
     def follow(self, leader: Session) -> None:
         """Begin when the KV of another session's prompt, which is the same, is in both workers' caches.
 
-        Else each would find the caches empty, and compute and move the prompt again.
+        Else each would find the caches empty, and compute and move the prompt again. The prompt's
+        log-probabilities, where they are wanted, are the other session's too.
         """
         self._leader = leader
 
@@ -116,6 +118,7 @@ class Session:
         try:
             if self._leader is not None:
                 await self._leader._prompt_shared.wait()
+                self._prompt_logprobs = self._leader._prompt_logprobs
             await self._ticket.start()
             self._trace.admitted()
             while not answer.finish_reason:
@@ -127,6 +130,7 @@ class Session:
                     self._trace,
                     [*request.token_ids, *answer.token_ids],
                     number,
+                    bool(answer.token_ids or self._prompt_logprobs),
                     take_now,
                 )
                 try:
@@ -193,7 +197,7 @@ class Session:
         self._arrived(len(tokens))
         foretold: Sequence[TokenLogprobs] = ()
         if self._cached_tokens is None and attempt.first is not None:
-            foretold = attempt.first.prompt_logprobs
+            foretold = self._prompt_logprobs = self._prompt_logprobs or attempt.first.prompt_logprobs
             self._cached_tokens = min(attempt.first.cached_tokens, len(self.request.token_ids))
             self._metrics.cached_tokens.inc(self._cached_tokens)
         delta = self._answer.push(tokens)

@@ -59,15 +59,24 @@ async def test_the_prompt_is_computed_and_moved_once(served: ServedModel, stream
         assert alone.choices[0].text == texts[i]
 
 
-async def test_short_prompts_and_scored_ones_do_not_wait(served: ServedModel) -> None:
-    client = served.client
-    short = await client.completions.create(model="tiny", prompt=prompt(9, 1), n=3, max_tokens=1)
+async def test_short_prompts_do_not_wait(served: ServedModel) -> None:
+    short = await served.client.completions.create(model="tiny", prompt=prompt(9, 1), n=3, max_tokens=1)
     assert len(short.choices) == 3
-    scored = await client.completions.create(
-        model="tiny", prompt=prompt(40, 2), n=2, max_tokens=2, echo=True, logprobs=1
-    )
-    assert [len(choice.logprobs.tokens or ()) for choice in scored.choices if choice.logprobs] == [42, 42]
-    assert sum(worker.host.engine.stats().computed_tokens for worker in served.prefills) == 27 + 80
+    assert sum(worker.host.engine.stats().computed_tokens for worker in served.prefills) == 27
+
+
+@pytest.mark.parametrize("length", [9, 40])
+async def test_a_prompt_is_scored_once(served: ServedModel, length: int) -> None:
+    fields: dict[str, Any] = {"model": "tiny", "prompt": prompt(length, 2), "echo": True, "logprobs": 1}
+    answer = await served.client.completions.create(**fields, max_tokens=2, n=3)
+    scores = [choice.logprobs for choice in answer.choices]
+    assert [len(score.tokens or ()) for score in scores if score] == [length + 2] * 3
+    computed = sum(worker.host.engine.stats().computed_tokens for worker in served.prefills)
+    assert computed == length + 2 * (length % BLOCK_SIZE)
+    alone = await served.client.completions.create(**fields, max_tokens=1, extra_body={"cache_salt": "own"})
+    assert alone.choices[0].logprobs is not None
+    told = (alone.choices[0].logprobs.token_logprobs or ())[:length]
+    assert [(score.token_logprobs or ())[:length] for score in scores if score] == [told] * 3
 
 
 async def test_others_begin_as_soon_as_decode_has_the_prompt(served: ServedModel) -> None:
