@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -18,16 +19,26 @@ from tests.support.traffic import complete_all, hold_nothing, loads, wait_for
 OPTIONS = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 40}
 
 
+@pytest.fixture(scope="module")
+def four() -> Iterator[LocalCluster]:
+    """Two workers of each kind."""
+    with LocalCluster(prefill=2, decode=2) as cluster:
+        yield cluster
+
+
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_kill_one_of_two(role: Literal["prefill", "decode"], model_dir: Path) -> None:
+def test_kill_one_of_two(role: Literal["prefill", "decode"], four: LocalCluster, model_dir: Path) -> None:
+    cluster = four
+    for worker in [worker for worker in cluster.workers if worker.exit_status is not None]:
+        cluster.restart(worker)
     corpus = max(varied_prompts(model_dir), key=len)
     prompts = [corpus[at : at + 150 + 17 * at] for at in range(12)]
-    with LocalCluster(prefill=2, decode=2) as cluster, Client(cluster.gateway_address) as client:
-        undisturbed = asyncio.run(complete_all(cluster.gateway_address, prompts, **OPTIONS))
-        salted = OPTIONS | {"cache_salt": f"again-{role}"}
+    with Client(cluster.gateway_address) as client:
+        calm_salt, salt = ({"cache_salt": f"{role} {name}"} for name in ("calm", "rough"))
+        undisturbed = asyncio.run(complete_all(cluster.gateway_address, prompts, **OPTIONS | calm_salt))
 
         async def run() -> list[object]:
-            task = asyncio.create_task(complete_all(cluster.gateway_address, prompts, **salted))
+            task = asyncio.create_task(complete_all(cluster.gateway_address, prompts, **OPTIONS | salt))
             victim = await _busy(cluster, client, role)
             cluster.kill(victim)
             return list(await task)
