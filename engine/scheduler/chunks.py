@@ -56,9 +56,10 @@ def cut_chunks(
         start, remaining = request.num_computed_tokens, request.num_uncomputed_tokens
         if answers_by_one:
             remaining = min(remaining, max(1, request.num_prompt_tokens - start))
-        num_tokens = min(remaining, max_chunk_tokens, budget)
+        most = budget
+        num_tokens = min(remaining, max_chunk_tokens, most)
         if not chunks and num_tokens == budget < lone_tokens:
-            num_tokens = budget = min(remaining, lone_tokens)
+            num_tokens = most = min(remaining, lone_tokens)
         if num_tokens < remaining:
             surplus = (start + num_tokens) % unit
             if surplus < num_tokens:
@@ -68,5 +69,5 @@ def cut_chunks(
         if claims is not None and not claims.take(request, num_tokens):
             continue
         chunks.append((request, num_tokens))
-        budget -= num_tokens
+        budget = most - num_tokens
     return chunks

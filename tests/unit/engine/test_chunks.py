@@ -82,16 +82,22 @@ def test_a_more_urgent_class_goes_before_a_shorter_prompt() -> None:
     st.integers(1, 40),
     st.sampled_from([1, 4, 16]),
     st.booleans(),
+    st.integers(0, 120),
 )
-def test_budget_and_limits_hold(lengths, budget, max_chunk, unit, shortest_first) -> None:
+def test_budget_and_limits_hold(lengths, budget, max_chunk, unit, shortest_first, lone) -> None:
     requests = []
     for length, computed in lengths:
         request = create_request(length)
         request.num_computed_tokens = min(computed, length - 1)
         requests.append(request)
-    chunks = cut_chunks(requests, budget, max_chunk, unit, shortest_first)
+    chunks = cut_chunks(requests, budget, max_chunk, unit, shortest_first, lone_tokens=lone)
     assert chunks, "a step with prompts runs at least one"
     assert len({request.request_id for request, _ in chunks}) == len(chunks)
+    (_, first), *others = chunks
+    if first > min(budget, max_chunk):
+        assert budget < first <= lone
+        assert sum(n for _, n in others) < unit
+        return
     assert sum(n for _, n in chunks) <= budget
     for request, n in chunks:
         assert 1 <= n <= min(max_chunk, request.num_uncomputed_tokens)
