@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,8 +37,6 @@ from services.worker.registry import RegistryClient
 
 HEALTH_INTERVAL_S = 0.5
 STOP_GRACE_S = 1.0
-# A step's tokens must not wait until the engine's thread has prepared the step after the next.
-_SWITCH_S = 0.0002
 
 _logger = logging.getLogger(__name__)
 
@@ -268,7 +265,6 @@ async def run_worker(worker: Worker, drain_s: float, started_s: float) -> int:
 def run_process(role: str, make_worker: Callable[[], Worker], server: ServerConfig) -> int:
     """Run a worker as this process; returns the exit status."""
     started_s = time.monotonic()
-    sys.setswitchinterval(_SWITCH_S)
     setup_logs(role, server.log_level)
 
     async def run() -> int:
