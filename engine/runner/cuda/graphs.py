@@ -1,18 +1,24 @@
 """Steps as CUDA graphs, one a shape.
 
 A shape is run as it is the first time, which loads what it needs; while the device works on that, it is
-captured, and replayed from then on. All graphs share one memory pool: one runs at a time.
+captured, and replayed from then on. All graphs share one memory pool: one runs at a time. A shape for which
+memory is short is never captured.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 from collections.abc import Callable
 
 import torch
 
 from engine.runner.cuda.shapes import StepShape
+
+_log = logging.getLogger(__name__)
+
+Captured = tuple[torch.cuda.CUDAGraph, torch.Tensor]
 
 
 class StepGraphs:
@@ -21,7 +27,7 @@ class StepGraphs:
     def __init__(self, forward: Callable[[StepShape], torch.Tensor]) -> None:
         self._forward = forward
         self._memory = torch.cuda.graph_pool_handle()
-        self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[StepShape, Captured | None] = {}
 
     def drop(self) -> None:
         """Forget every graph: an address in them is not valid any more."""
@@ -35,22 +41,27 @@ class StepGraphs:
 
     def run(self, shape: StepShape) -> torch.Tensor:
         """Launch forward(shape), or the graph of it, on the current stream; returns what it returns."""
-        found = self._graphs.get(shape)
-        if found is None:
+        if shape not in self._graphs:
             result = self._forward(shape)
             self._graphs[shape] = self._capture(shape)
             return result
-        graph, result = found
+        captured = self._graphs[shape]
+        if captured is None:
+            return self._forward(shape)
+        graph, result = captured
         graph.replay()
         return result
 
-    def _capture(self, shape: StepShape) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    def _capture(self, shape: StepShape) -> Captured | None:
         graph = torch.cuda.CUDAGraph()
         # The collector might free the graph of an engine that is gone, which ends a capture.
         collects = gc.isenabled()
         gc.disable()
         try:
             return graph, self._record(graph, shape)
+        except torch.OutOfMemoryError as error:
+            _log.warning("no memory for a graph of %s, which will run without: %s", shape, error)
+            return None
         finally:
             if collects:
                 gc.enable()
