@@ -155,9 +155,14 @@ def _two_gpus(inputs: Inputs) -> list[Part]:
     cluster = (PYTHON, "-m", "bench.gpu_cluster", str(inputs.shapes / large))
     invariant = (*cluster, "--scenario", "two_gpus", "--batch-invariant", "--rounds", "1")
     told = r"equal|hand-off|kill|WRONG|passed|FAILED"
+    layers = [
+        (PYTHON, "-m", "bench.told_layers", str(inputs.shapes / shape), "--length", length, "--prompts", "8")
+        for shape, length in zip(SHAPES, ("2048", "1024"), strict=True)
+    ]
     parts = [
         Part("ipc", 2, 60, 110, (transports,), TESTED),
         Part("ipc-bench", 2, 35, 70, ((PYTHON, "-m", "bench.cuda_ipc"),), r"exposed|whole|GPU 0"),
+        Part("told-layers", 1, 30, 60, tuple(layers), r"tokens"),
         Part("interrupted", 2, 60, 110, _engine(inputs, large, "interrupted", *apart), MEASURED),
         Part("cluster", 2, 110, 180, (cluster,), told),
         Part("cluster-invariant", 2, 50, 90, (invariant,), told),
