@@ -17,7 +17,7 @@ from engine.backends.cuda import loader
 from engine.backends.cuda.product_choice import Choices
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 1  # raised when files, or the way to choose, change
 
 
 def folder() -> Path:
