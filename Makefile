@@ -68,8 +68,12 @@ format: protos ## rewrite the sources in the one style
 types: protos ## mypy --strict
 	$(BIN)/mypy
 
+# A test waits for other processes half of its time, so two are run at once; three made checks of time fail on
+# two cores. A thread of PyTorch that spins would take the core from another process.
+TEST_PROCESSES ?= 2
 test: protos $(CPU_KERNELS) ## all tests that need no GPU (one: make test ARGS='tests/unit -k blocks')
-	$(BIN)/pytest -m 'not gpu and not matrix' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not gpu and not matrix' \
+	  $(or $(ARGS),-n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder)
 
 test-matrix: protos $(CPU_KERNELS) ## the long product: every transport, worker count and chunk size against Transformers
 	$(BIN)/pytest -m matrix $(ARGS)
