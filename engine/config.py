@@ -24,9 +24,7 @@ class EngineConfig:
         kv_fraction: share of the free device memory that the KV pool takes when kv_bytes is 0.
         context_length: most tokens of a request; 0: the model's own limit.
         max_step_tokens: token budget of a step, shared by all its requests; 0: 256 on cpu, 2048 on cuda.
-        max_lone_tokens: most tokens of a step that one prompt fills alone while nobody decodes: products of
-            more tokens are faster, and no answer waits. 0: max_step_tokens on cpu, twice that on cuda.
-        max_chunk_tokens: most tokens of one request in any other step; 0: max_step_tokens.
+        max_chunk_tokens: most tokens of one request in a step; 0: max_step_tokens.
         max_running: most requests in a batch.
         max_queue: most requests that wait; more are refused.
         prefix_cache: reuse blocks of equal prefixes.
@@ -50,7 +48,6 @@ class EngineConfig:
     kv_fraction: float = 0.9
     context_length: int = 0
     max_step_tokens: int = 0
-    max_lone_tokens: int = 0
     max_chunk_tokens: int = 0
     max_running: int = 256
     max_queue: int = 1024
@@ -71,7 +68,6 @@ class EngineConfig:
             "block_size",
             "kv_bytes",
             "max_step_tokens",
-            "max_lone_tokens",
             "max_chunk_tokens",
             "context_length",
             "swap_bytes",
@@ -96,14 +92,12 @@ class EngineConfig:
         """
         cuda = self.backend == "cuda"
         step = self.max_step_tokens or (2048 if cuda else 256)
-        lone = self.max_lone_tokens or (2 * step if cuda else step)
         return dataclasses.replace(
             self,
             dtype=("bfloat16" if cuda else "float32") if self.dtype == "auto" else self.dtype,
             block_size=self.block_size or (64 if cuda else 16),
             kv_bytes=self.kv_bytes or (0 if cuda else 512 << 20),
             max_step_tokens=step,
-            max_lone_tokens=max(lone, step),
             max_chunk_tokens=self.max_chunk_tokens or step,
             # The cpu is done when launch returns: there is nothing to run ahead of.
             ahead=self.ahead and cuda,

@@ -99,7 +99,6 @@ class _Bench:
             "block_size": config.block_size,
             "max_running": config.max_running,
             "max_step_tokens": config.max_step_tokens,
-            "max_lone_tokens": config.max_lone_tokens,
             "graphs": config.graphs,
             "ahead": config.ahead,
             "batch_invariant": config.batch_invariant,

@@ -25,7 +25,6 @@ def cut_chunks(
     claims: Claims | None = None,
     *,
     answers_by_one: bool = False,
-    lone_tokens: int = 0,
 ) -> list[tuple[Request, int]]:
     """Cut the chunks of one step. Modifies `claims`, nothing else.
 
@@ -41,9 +40,8 @@ def cut_chunks(
         claims: what is computed already, for which a prompt waits; None: nothing.
         answers_by_one: tokens of an answer that are computed again (after a preemption, or elsewhere) run
             one a step, as they did the first time: decode and prefill kernels round differently.
-        lone_tokens: most tokens of a chunk that fills the step, in place of `budget`, where that is less.
     Returns:
-        (request, num_tokens >= 1) in order of service; the sum is at most `budget` or `lone_tokens`.
+        (request, num_tokens >= 1) in order of service; the sum is at most `budget`.
     """
     if shortest_first:
         requests = sorted(requests, key=lambda r: (r.priority, r.num_uncomputed_tokens, r.arrival))
@@ -56,10 +54,7 @@ def cut_chunks(
         start, remaining = request.num_computed_tokens, request.num_uncomputed_tokens
         if answers_by_one:
             remaining = min(remaining, max(1, request.num_prompt_tokens - start))
-        most = budget
-        num_tokens = min(remaining, max_chunk_tokens, most)
-        if not chunks and num_tokens == budget < lone_tokens:
-            num_tokens = most = min(remaining, lone_tokens)
+        num_tokens = min(remaining, max_chunk_tokens, budget)
         if num_tokens < remaining:
             surplus = (start + num_tokens) % unit
             if surplus < num_tokens:
@@ -69,5 +64,5 @@ def cut_chunks(
         if claims is not None and not claims.take(request, num_tokens):
             continue
         chunks.append((request, num_tokens))
-        budget = most - num_tokens
+        budget -= num_tokens
     return chunks

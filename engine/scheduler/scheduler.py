@@ -188,7 +188,7 @@ class Scheduler:
         copies: list[BlockCopy] = []
         rows, prompts = self._decode_rows.schedule(copies)
         prompts += self._admission.admit()
-        rows += self._schedule_chunks(prompts, len(rows))
+        rows += self._schedule_chunks(prompts, self._config.max_step_tokens - len(rows))
         if rows or self._kv.admission_waits:
             self._kv.write_back()
         if not rows and not self._kv.host.has_moves:
@@ -279,8 +279,8 @@ class Scheduler:
 
     # Parts of a step.
 
-    def _schedule_chunks(self, prompts: list[Request], beside: int) -> list[ScheduledRow]:
-        """Share what `beside` rows of decode leave of the budget; prompts have blocks since admission."""
+    def _schedule_chunks(self, prompts: list[Request], budget: int) -> list[ScheduledRow]:
+        """Share what decode left of the budget; prompts have their blocks since admission."""
         if not prompts:
             return []
         prompts.sort(key=urgency)
@@ -288,13 +288,12 @@ class Scheduler:
             self._admission.adopt(request)
         chunks = cut_chunks(
             prompts,
-            self._config.max_step_tokens - beside,
+            budget,
             self._config.max_chunk_tokens,
             self._kv.unit,
             self._shortest_first,
             Claims(self._kv, (row for output in self._under_way.values() for row in output.rows)),
             answers_by_one=self._config.batch_invariant,
-            lone_tokens=0 if beside else self._config.max_lone_tokens,
         )
         self._shortest_first = not self._shortest_first
         # One-token rows first, so that the decode part of a batch is one run.

@@ -60,7 +60,7 @@ class CudaRunner:
         """`pool` belongs to cache group 0, the only one that this family has."""
         device, vocab_size = backend.device, model.lm_head.out_features
         max_rows = config.max_running
-        max_tokens = max(config.max_lone_tokens, max_rows)
+        max_tokens = max(config.max_step_tokens, max_rows)
         max_blocks = -(-(context_length + 1) // pool.group.block_size)
         self._model, self._backend, self._pool = model, backend, pool
         host_slots = slots_in(config.swap_bytes, config.host_cache_bytes, (pool.group,))
@@ -78,7 +78,7 @@ class CudaRunner:
         self._attention.reserve(max_rows, 0)
         self._generation = self._attention.generation
         self._marks = LayerMarks(len(pool.group.layer_ids))
-        self._ladder = ShapeLadder(max_rows, config.max_step_tokens, max_tokens)
+        self._ladder = ShapeLadder(max_rows, max_tokens)
         self._graphs = StepGraphs(self._run) if config.graphs else None
         torch.cuda.synchronize()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

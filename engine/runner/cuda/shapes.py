@@ -37,9 +37,9 @@ class ShapeLadder:
     each, and attention_decode serves all the rows that there can be, or none.
     """
 
-    def __init__(self, max_rows: int, max_shared: int, max_tokens: int) -> None:
-        """Most rows of a step, most tokens of one in which rows decode, and most tokens of any."""
-        self._max_rows, self._max_shared = max_rows, max_shared
+    def __init__(self, max_rows: int, max_tokens: int) -> None:
+        """Most rows and most tokens of a step."""
+        self._max_rows = max_rows
         self._decodes = decode_sizes(max_rows)
         self._tokens = chunk_sizes(max_tokens)
         self._wanted = (*(size for size in _MORE_WANTED if size < max_rows), max_rows)
@@ -61,19 +61,22 @@ class ShapeLadder:
 
         What the largest needs is then memory that all others share.
         """
-        return [self._chunk_shape(self._tokens[-1], 0, False), *map(_decode_shape, reversed(self._decodes))]
+        shapes = [_decode_shape(size) for size in reversed(self._decodes)]
+        if self._tokens[-1] > self._max_rows:
+            shapes.insert(0, self._chunk_shape(self._tokens[-1], self._max_rows, True))
+        return shapes
 
     @property
     def soon(self) -> list[StepShape]:
         """Shapes to capture while nothing runs: of long prompts, and of prompts beside many that decode."""
-        sizes = [size for size in self._tokens if self._max_rows < size <= self._max_shared]
+        sizes, most = [size for size in self._tokens if size > self._max_rows], self._tokens[-1]
         long = [
-            self._chunk_shape(size, wanted, False)
-            for size in (self._tokens[-1], _at_least(self._tokens, self._max_shared))
+            self._chunk_shape(most, wanted, decodes)
             for wanted in self._wanted[:2]
-            if wanted < size
+            for decodes in (True, False)
         ]
-        return long + [self._chunk_shape(size, self._max_rows, True) for size in reversed(sizes)]
+        crowded = [self._chunk_shape(size, self._max_rows, True) for size in sizes]
+        return [shape for shape in long if shape.num_wanted < most] + crowded
 
     def _chunk_shape(self, tokens: int, wanted: int, decodes: bool) -> StepShape:
         # One row more than requests: the tokens that fill up are its.
@@ -87,9 +90,8 @@ def decode_sizes(max_rows: int) -> tuple[int, ...]:
 
 
 def chunk_sizes(max_tokens: int) -> tuple[int, ...]:
-    """Tokens of steps with chunks: 16, 32, then by 32, from 512 on by 64, 1024 by 128, 2048 by 512."""
-    fine = (16, *range(32, 512, 32), *range(512, 1024, 64), *range(1024, 2048, 128))
-    return _up_to(max_tokens, (*fine, *range(2048, max_tokens, 512)))
+    """Tokens of steps with chunks, growing: 16, 32, then by 32, from 512 on by 64, from 1024 on by 128."""
+    return _up_to(max_tokens, (16, *range(32, 512, 32), *range(512, 1024, 64), *range(1024, max_tokens, 128)))
 
 
 def _up_to(most: int, sizes: tuple[int, ...]) -> tuple[int, ...]:

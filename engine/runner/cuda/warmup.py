@@ -28,9 +28,9 @@ def warm_up(
     backend.reserve_logits(config.max_running, model.lm_head.out_features)
     dtype, before = backend.dtype, torch.cuda.memory_reserved(backend.device)
     scratch = KVPool(group, torch.zeros(1, *group.shape, dtype=dtype, device=backend.device), None)
-    lengths = [context_length] * (config.max_lone_tokens // context_length)
-    if config.max_lone_tokens % context_length:
-        lengths.append(config.max_lone_tokens % context_length)
+    lengths = [context_length] * (config.max_step_tokens // context_length)
+    if config.max_step_tokens % context_length:
+        lengths.append(config.max_step_tokens % context_length)
     for chunks in (lengths[: config.max_running], [1] * min(config.max_running, config.max_step_tokens)):
         step = backend.begin(_metadata(chunks, group.block_size), scratch)
         num_tokens = sum(chunks)

@@ -85,7 +85,7 @@ def step_inputs(batch: Batch) -> tuple[list[int], list[tuple[int, int]], list[in
 def test_every_step_fits_its_graph() -> None:
     """Each token has one row, each row one kind of attention, and logits are a selection of the tokens."""
     draw = random.Random(4)
-    ladder = ShapeLadder(max_rows=20, max_shared=100, max_tokens=100)
+    ladder = ShapeLadder(max_rows=20, max_tokens=100)
     for _ in range(300):
         num_decodes, num_chunks = draw.randint(0, 12), draw.randint(0, 8)
         rows = [create_row(30, draw.randrange(30), 1, True) for _ in range(num_decodes)]
@@ -122,20 +122,20 @@ def test_every_step_fits_its_graph() -> None:
 
 
 def test_what_is_captured_first() -> None:
-    first = ShapeLadder(max_rows=256, max_shared=2048, max_tokens=4096).first
-    assert first[0] == StepShape(257, 0, 4096, 0, has_chunks=True)
+    first = ShapeLadder(max_rows=256, max_tokens=2048).first
+    assert first[0] == StepShape(257, 256, 2048, 256, has_chunks=True)
     assert [shape.num_rows for shape in first[1:]] == list(reversed(decode_sizes(256)))
+    assert not any(shape.has_chunks for shape in ShapeLadder(max_rows=256, max_tokens=256).first)
 
 
 def test_what_is_captured_in_idle_time() -> None:
-    ladder = ShapeLadder(max_rows=256, max_shared=2048, max_tokens=4096)
+    ladder = ShapeLadder(max_rows=256, max_tokens=2048)
     soon = ladder.soon
     assert len(soon) < 32
     assert all(ladder.padded(shape) == shape for shape in soon)
     assert StepShape(257, 0, 2048, 0, has_chunks=True) in soon, "the middle of a long prompt"
     assert StepShape(257, 256, 384, 256, has_chunks=True) in soon
-    assert max(shape.num_tokens for shape in soon if shape.num_decodes) == 2048
-    assert all(shape.num_wanted < 1 for shape in ShapeLadder(1, 1, 1).soon)
+    assert all(shape.num_wanted < 1 for shape in ShapeLadder(max_rows=1, max_tokens=1).soon)
 
 
 def test_copies_run_as_if_one_after_the_other() -> None:

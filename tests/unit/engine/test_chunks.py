@@ -44,17 +44,6 @@ def test_chunks_smaller_than_a_block_are_allowed() -> None:
     assert cut([100, 100], 7, max_chunk=3) == [(0, 3), (1, 3)]
 
 
-def test_a_prompt_that_fills_a_step_may_be_given_a_longer_one() -> None:
-    long, short = create_request(300), create_request(10)
-    assert cut_chunks([long, short], 64, 1000, 4, False, lone_tokens=128) == [(long, 128)]
-    assert cut_chunks([short, long], 64, 1000, 4, False, lone_tokens=128) == [(short, 10), (long, 52)]
-    assert cut_chunks([long, short], 64, 32, 4, False, lone_tokens=128) == [(long, 32), (short, 10)]
-    rest = create_request(100)
-    assert cut_chunks([rest, short], 64, 1000, 4, False, lone_tokens=128) == [(rest, 100)]
-    assert cut_chunks([create_request(64), short], 64, 1000, 4, False, lone_tokens=128)[0][1] == 64
-    assert cut_chunks([rest], 64, 1000, 4, False, lone_tokens=64) == [(rest, 64)]
-
-
 def test_an_answer_that_is_computed_again_runs_one_token_a_step() -> None:
     """From the prompt's end on, wherever that lies in a block, and beside other chunks."""
     request, other = create_request(10), create_request(100)
@@ -82,22 +71,16 @@ def test_a_more_urgent_class_goes_before_a_shorter_prompt() -> None:
     st.integers(1, 40),
     st.sampled_from([1, 4, 16]),
     st.booleans(),
-    st.integers(0, 120),
 )
-def test_budget_and_limits_hold(lengths, budget, max_chunk, unit, shortest_first, lone) -> None:
+def test_budget_and_limits_hold(lengths, budget, max_chunk, unit, shortest_first) -> None:
     requests = []
     for length, computed in lengths:
         request = create_request(length)
         request.num_computed_tokens = min(computed, length - 1)
         requests.append(request)
-    chunks = cut_chunks(requests, budget, max_chunk, unit, shortest_first, lone_tokens=lone)
+    chunks = cut_chunks(requests, budget, max_chunk, unit, shortest_first)
     assert chunks, "a step with prompts runs at least one"
     assert len({request.request_id for request, _ in chunks}) == len(chunks)
-    (_, first), *others = chunks
-    if first > min(budget, max_chunk):
-        assert budget < first <= lone
-        assert sum(n for _, n in others) < unit
-        return
     assert sum(n for _, n in chunks) <= budget
     for request, n in chunks:
         assert 1 <= n <= min(max_chunk, request.num_uncomputed_tokens)
