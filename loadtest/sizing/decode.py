@@ -136,8 +136,9 @@ class DecodeWorker:
         return u * steps + v * steps * steps
 
     def _steps_until(self, now_s: float) -> int:
-        """Return how many steps have ended."""
+        """Return how many steps have ended; one that lacks a millionth counts, since times are rounded."""
         u, v = self._coefficients()
-        span = max(0.0, now_s - self._at_s) * (1 + 1e-9) + 1e-12
-        steps = span / u if v == 0 else (math.sqrt(u * u + 4 * v * span) - u) / (2 * v)
-        return int(steps + 1e-9)
+        span = max(0.0, now_s - self._at_s)
+        # The root of v k^2 + u k = span without the difference of two nearly equal numbers.
+        steps = 2 * span / (u + math.sqrt(u * u + 4 * v * span))
+        return int(steps + 1e-6)

@@ -66,6 +66,21 @@ def test_a_prompt_costs_something_in_the_step_that_completes_it() -> None:
     assert added == pytest.approx([0.03, 0.02, 0.02])
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("context_s", [0.0, 1e-12, 1e-7])
+def test_what_happens_late_takes_as_long(context_s: float) -> None:
+    """Times of millions of seconds are rounded by more than a billionth of a step: it ends all the same."""
+    profile = replace(PROFILE, decode_context_s=context_s)
+    rows = poisson(5.0, 300)
+    late = [replace(row, at_s=row.at_s + 5e6) for row in rows]
+    for one, other in zip(
+        simulate(rows, profile, 1, 2).jobs, simulate(late, profile, 1, 2).jobs, strict=True
+    ):
+        assert one.end_s is not None
+        assert other.end_s is not None
+        assert other.end_s - 5e6 == pytest.approx(one.end_s, abs=0.05)
+
+
 def test_a_reservation_waits_for_the_end_of_the_step_under_way() -> None:
     """The second request comes in the middle of a step of 0.1 s that the first one runs."""
     slow = replace(PROFILE, decode_step_s=0.1, decode_row_s=0.0, decode_context_s=0.0)
