@@ -68,12 +68,17 @@ format: protos ## rewrite the sources in the one style
 types: protos ## mypy --strict
 	$(BIN)/mypy
 
-# A test waits for other processes half of its time, so two are run at once; three made checks of time fail on
-# two cores. A thread of PyTorch that spins would take the core from another process.
+# Tests wait half of their time, so two run at once, but for those of whole clusters, which look at the clock.
+# A thread of PyTorch that spins would take the core from another process.
 TEST_PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not gpu and not matrix'
 test: protos $(CPU_KERNELS) ## all tests that need no GPU (one: make test ARGS='tests/unit -k blocks')
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not gpu and not matrix' \
-	  $(or $(ARGS),-n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder)
+ifdef ARGS
+	$(PYTEST) $(ARGS)
+else
+	$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --ignore tests/e2e
+	$(PYTEST) tests/e2e
+endif
 
 test-matrix: protos $(CPU_KERNELS) ## the long product: every transport, worker count and chunk size against Transformers
 	$(BIN)/pytest -m matrix $(ARGS)
