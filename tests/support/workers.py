@@ -240,6 +240,17 @@ class Pair:
         assert request_id not in self.failures, self.failures
         return [first.token_id, *self.tokens[request_id]], first, responses[1].handed_over
 
+    async def generate_and_cancel(
+        self, tokens: Sequence[int], sampling: sampling_pb2.SamplingParams, after_s: float
+    ) -> None:
+        """Begin a request, and cancel it on both workers after a while, wherever it is."""
+        request_id = f"cancelled-{next(self._numbers)}"
+        task = asyncio.create_task(self.generate(tokens, sampling, request_id=request_id))
+        await asyncio.sleep(after_s)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await self.cancel(request_id)
+
     async def cancel(self, request_id: str) -> None:
         """Cancel on both workers."""
         await self.decode.Cancel(decode_pb2.DecodeServiceCancelRequest(request_id=request_id), timeout=5)

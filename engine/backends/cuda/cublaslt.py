@@ -22,7 +22,6 @@ import torch
 from engine.backends.cuda.errors import ProductError, ProductsMissingError
 
 _SUCCESS = 0
-_ALGORITHM_BYTES = 64
 _RESULT = struct.Struct("=64sQif16x")  # cublasLtMatmulHeuristicResult_t: algorithm, workspace, state, waves
 _TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 14}  # cudaDataType_t
 _COMPUTE_FLOAT32 = 68  # CUBLAS_COMPUTE_32F

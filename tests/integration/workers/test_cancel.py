@@ -34,13 +34,8 @@ async def test_cancel_at_random_moments(tiny_model: Path, transport: str) -> Non
         Pair(prefill, decode) as pair,
     ):
         want, _, _ = await pair.generate(LONG, greedy(8))
-        for number in range(20):
-            request_id = f"cancelled-{number}"
-            task = asyncio.create_task(pair.generate(LONG, greedy(100), request_id=request_id))
-            await asyncio.sleep(rng.uniform(0, 0.15))
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await pair.cancel(request_id)
+        for _ in range(20):
+            await pair.generate_and_cancel(LONG, greedy(100), rng.uniform(0, 0.15))
             await all_free(prefill, decode)
         again, _, _ = await pair.generate(LONG, greedy(8))
         assert again == want
@@ -57,13 +52,8 @@ async def test_cancel_while_layers_go_ahead_of_the_rest(
         Pair(prefill, decode) as pair,
     ):
         want, _, _ = await pair.generate(LONG, greedy(4))
-        for number in range(20):
-            request_id = f"cancelled-{number}"
-            task = asyncio.create_task(pair.generate(LONG, greedy(4), request_id=request_id))
-            await asyncio.sleep(rng.uniform(0, 0.04))
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await pair.cancel(request_id)
+        for _ in range(20):
+            await pair.generate_and_cancel(LONG, greedy(4), rng.uniform(0, 0.04))
             again, _, _ = await pair.generate(LONG, greedy(4))
             assert again == want
         await all_free(prefill, decode)
