@@ -37,6 +37,7 @@ class EngineConfig:
             docs/kernels/batch_invariance.md has the rule.
         graphs: replay steps as CUDA graphs, on cuda.
         ahead: launch a step while the one before still runs, on cuda.
+        late: then launch it just before the one before ends, so that it takes along what has arrived.
     """
 
     model: str
@@ -58,6 +59,7 @@ class EngineConfig:
     batch_invariant: bool = False
     graphs: bool = True
     ahead: bool = True
+    late: bool = True
 
     def __post_init__(self) -> None:
         """Check ranges."""

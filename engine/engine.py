@@ -69,7 +69,7 @@ class Engine:
             first_block=first_block,
             host_slots=slots_in(config.swap_bytes, config.host_cache_bytes, layout.groups),
         )
-        self._loop = EngineLoop(scheduler, runner, self._publish, config.ahead)
+        self._loop = EngineLoop(scheduler, runner, self._publish, config.ahead, config.late)
         self._on_events = on_events
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         # Guards everything below.

@@ -3,12 +3,13 @@
     ahead = False      schedule 1, launch 1, commit 1, schedule 2, launch 2, commit 2 ...
     ahead = True       schedule 1, launch 1, schedule 2, launch 2, commit 1, schedule 3 ...
 
-One step ahead, the host prepares a step while the device runs the one before, and the
-device always has the next one waiting.
+One step ahead, the host prepares a step while the device runs the one before, so that the
+device never waits. With `late` it does so at the end of the one before (launch_timer.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 from engine.errors import EngineError, StepFailedError
 from engine.events import StepEvents
+from engine.launch_timer import LaunchTimer
 from engine.scheduler.scheduler import Scheduler
 from engine.step import PendingStep, Runner, SchedulerOutput, StepResult
 
@@ -39,6 +41,7 @@ class EngineLoop:
         runner: Runner,
         publish: Callable[[StepEvents, Sequence[str], bool], None],
         ahead: bool = False,
+        late: bool = False,
     ) -> None:
         """Connect the parts.
 
@@ -46,12 +49,15 @@ class EngineLoop:
             publish: gets the events, the ids of requests that hold nothing any more, and whether a step has
                 ended with that.
             ahead: launch a step before the one in front of it is committed.
+            late: but no sooner than needed.
         """
         self.scheduler = scheduler
         self._runner = runner
         self._publish = publish
         self._max_behind = 1 if ahead else 0
         self._launched: deque[_Launched] = deque()
+        self._timer = LaunchTimer()
+        self._waits = ahead and late
 
     def step(self) -> bool:
         """Launch the next step, commit the one whose turn it is.
@@ -61,6 +67,7 @@ class EngineLoop:
         Returns:
             False: there was nothing to run, and will not be before another command.
         """
+        self._timer.begun()
         output = self.scheduler.schedule()
         # Grants and cached blocks are of use while the step runs, so they do not wait for its end.
         self.publish(output.step, ends=output.is_empty)
@@ -72,7 +79,15 @@ class EngineLoop:
             return False
         while len(self._launched) > self._max_behind:
             self._finish_oldest()
+        if self._waits and self._launched:
+            self._wait_for_more(self._launched[-1].pending)
         return True
+
+    def _wait_for_more(self, pending: PendingStep) -> None:
+        """Let more arrive before the step behind this one is made."""
+        # What went wrong on the device is said by the step's own wait.
+        with contextlib.suppress(Exception):
+            self._timer.wait(pending.is_over)
 
     def prepare(self) -> bool:
         """Use the time in which nothing runs; False: there is nothing to prepare."""
@@ -92,6 +107,7 @@ class EngineLoop:
             self._abandon(output, error)
             return
         self._launched.append(_Launched(output, pending))
+        self._timer.launched(output.num_tokens)
         if pending.layers:
             self.scheduler.follow(output, pending.layers)
             self.publish(output.step, ends=False)
@@ -104,8 +120,10 @@ class EngineLoop:
             result = launched.pending.wait()
             _check_complete(output, result)
         except Exception as error:
+            self._timer.dropped()
             self._abandon(output, error)
             return
+        self._timer.ended()
         self.scheduler.commit(output, result)
         self.publish(output.step)
 

@@ -168,6 +168,10 @@ class PendingStep(Protocol):
         not even then where the device cannot say."""
         ...
 
+    def is_over(self) -> bool:
+        """Whether the device is done with it; any thread may ask."""
+        ...
+
     def wait(self) -> StepResult:
         """Block until the step is done and return what it sampled. Called once.
 

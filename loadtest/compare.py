@@ -12,7 +12,7 @@ _RATES = (
     ("request_rate", "requests/s", True),
     ("output_rate", "tokens/s", True),
 )
-_LATENCIES = ("ttft", "itl", "tpot", "e2e", "worst_gap", "queue", "exposed")
+_LATENCIES = ("ttft", "itl", "tpot", "e2e", "worst_gap", "first_gap", "queue", "exposed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ in    "stop", or the end of input                        out   {"record"} for ea
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import threading
@@ -37,6 +38,9 @@ async def generate(commands: IO[str], out: IO[str]) -> None:
         await target.close()
         _say(out, {"failed": str(error)})
         return
+    # A collection that looks at all that is loaded holds up tokens, and seems to be the server's doing.
+    gc.collect()
+    gc.freeze()
     _say(out, {"ready": True})
     line = await asyncio.to_thread(commands.readline)
     if line.startswith("{"):

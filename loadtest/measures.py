@@ -53,6 +53,8 @@ class Measures:
         cached_share: of the prompt tokens, by the server's count; None: it does not say.
         ttft, itl, tpot, e2e, queue, exposed: distributions; the last two as the server reports them.
         worst_gap: of the longest gap of each request.
+        first_gap: of the gap between its first token and what comes next; with prefill and decode apart,
+            the hand-off and the wait for a step are in it.
         lag: from planned to sent: the generator's own.
         targets: of goodput; None: not asked.
         attainment: share of the requests (without cancelled and slow ones) that met the targets.
@@ -78,6 +80,7 @@ class Measures:
     queue: Distribution
     exposed: Distribution
     worst_gap: Distribution
+    first_gap: Distribution
     lag: Distribution
     targets: Targets | None
     attainment: float | None
@@ -130,6 +133,7 @@ def measure(
         queue=of_values(_known(record.queue_s for record in fair)),
         exposed=of_values(_known(record.exposed_s for record in fair)),
         worst_gap=of_values([max(part) for part in gaps]),
+        first_gap=of_values([part[0] for part in gaps]),
         lag=of_values([record.sent_s - record.planned_s for record in counted]),
         targets=targets,
         attainment=met / len(fair) if targets and fair else None,

@@ -120,6 +120,7 @@ def latencies(measures: Measures) -> dict[str, Distribution]:
         "TPOT": measures.tpot,
         "E2E": measures.e2e,
         "worst gap": measures.worst_gap,
+        "first gap": measures.first_gap,
         "queue (server)": measures.queue,
         "hand-off (server)": measures.exposed,
     }

@@ -26,7 +26,8 @@ class Point:
         met: targets -> requests that met them.
         errors: reason -> requests; those refused and given up are among them.
         short: answers that had another number of tokens than was asked for.
-        latencies: of ttft, tpot, itl, worst_gap, queue, exposed: {"p50", "p99", "p99_low", "p99_high"}.
+        latencies: of ttft, tpot, itl, worst_gap, first_gap, queue and exposed: {"p50", "p99", "p99_low",
+            "p99_high"}.
         cores: process -> CPU cores that it used.
         offered_rate, output_rate: requests planned, and tokens that came, a second of the window, in all.
         blocks_left: KV blocks held when all had ended.
@@ -167,7 +168,7 @@ def _tokens_between(records: Sequence[Record], begin_s: float, end_s: float) -> 
 
 
 def _latencies(measures: Measures) -> dict[str, dict[str, float | None]]:
-    names = ("ttft", "tpot", "itl", "worst_gap", "queue", "exposed")
+    names = ("ttft", "tpot", "itl", "worst_gap", "first_gap", "queue", "exposed")
     return {name: _quantiles(getattr(measures, name)) for name in names}
 
 

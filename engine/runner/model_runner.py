@@ -38,6 +38,10 @@ class DoneStep:
     result: StepResult
     layers: Sequence[LayersWritten] = ()
 
+    def is_over(self) -> bool:
+        """It is."""
+        return True
+
     def wait(self) -> StepResult:
         """What the step sampled."""
         return self.result

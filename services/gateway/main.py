@@ -11,6 +11,7 @@ import uvloop
 
 from services.common.config import parse_config
 from services.common.logs import setup_logs
+from services.common.pauses import keep_pauses_short
 from services.common.server import StopSignals, print_ready
 from services.common.tracing import Off, setup_tracing, use_tracing
 from services.gateway.app import Gateway
@@ -44,6 +45,7 @@ async def _serve(config: GatewayConfig) -> None:
     gateway = Gateway(config)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.generator.callers.reload)
     await gateway.start()
+    keep_pauses_short()
     print_ready(
         address=gateway.grpc_address,
         http_address=gateway.http_address,

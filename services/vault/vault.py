@@ -15,6 +15,7 @@ from engine.errors import EngineError
 from kvtransfer.errors import KvTransferError
 from services.common.logs import log
 from services.common.metrics import MetricsServer
+from services.common.pauses import keep_pauses_short
 from services.common.server import StopSignals, print_ready
 from services.vault.config import VaultConfig
 from services.vault.holdings import Holdings
@@ -91,6 +92,7 @@ async def run(config: VaultConfig) -> int:
     except (EngineError, KvTransferError, OSError, ValueError) as error:
         log(_logger, logging.CRITICAL, "cannot start", error=str(error), kind=type(error).__name__)
         return 1
+    keep_pauses_short()
     print_ready(
         address=f"unix:{config.socket}",
         metrics_address=vault.metrics_address,

@@ -26,6 +26,7 @@ from services.common.errors import BatonError
 from services.common.ids import default_worker_id, new_incarnation
 from services.common.logs import log, setup_logs
 from services.common.metrics import MetricsServer
+from services.common.pauses import keep_pauses_short
 from services.common.peer_access import require_peer
 from services.common.server import GrpcServer, ServerConfig, StopSignals, allow_all, print_ready
 from services.common.tracing import Off, setup_tracing, use_tracing
@@ -239,6 +240,7 @@ async def run_worker(worker: Worker, drain_s: float, started_s: float) -> int:
         fingerprint=worker.host.fingerprint,
         **{f"load_{phase}_s": round(seconds, 3) for phase, seconds in built.load_seconds.items()},
     )
+    keep_pauses_short()
     print_ready(
         address=worker.server.address,
         worker_id=worker.identity.worker_id,

@@ -64,6 +64,9 @@ class DoneStep:
     result: StepResult
     layers: Sequence[LayersWritten] = ()
 
+    def is_over(self) -> bool:
+        return True
+
     def wait(self) -> StepResult:
         return self.result
 
@@ -107,6 +110,9 @@ class LateStep:
     written: dict[tuple[int, int], LaunchedRow]
     layers: Sequence[LayersWritten] = ()
     waited: bool = False
+
+    def is_over(self) -> bool:
+        return self.waited
 
     def wait(self) -> StepResult:
         assert not self.waited, "waited for twice"

@@ -31,7 +31,7 @@ LEVELS = ("p50", "p99", "p99_low", "p99_high")
 
 
 def point(topology: str = "1p1d", rate: float = 1.0, met: int = 95, **changes: object) -> Point:
-    names = ("ttft", "tpot", "itl", "worst_gap", "queue", "exposed")
+    names = ("ttft", "tpot", "itl", "worst_gap", "first_gap", "queue", "exposed")
     made = Point(
         run=0,
         topology=topology,

@@ -49,6 +49,9 @@ class LateStep:
             for block_id in row.request.block_ids[0][row.start // BLOCK_SIZE :]:
                 self.touched[block_id] = row.request
 
+    def is_over(self) -> bool:
+        return self not in self.device.under_way
+
     def wait(self) -> StepResult:
         assert self.device.under_way.popleft() is self
         return StepResult(

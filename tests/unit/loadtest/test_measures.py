@@ -30,6 +30,7 @@ def test_latencies_count_from_the_planned_time() -> None:
     assert measures.e2e.at(50).value == pytest.approx(1.3)
     assert measures.tpot.at(50).value == pytest.approx(0.15)
     assert measures.worst_gap.max == pytest.approx(0.2)
+    assert measures.first_gap.max == pytest.approx(0.1)
     assert measures.lag.max == pytest.approx(0.9)
 
 
