@@ -3,8 +3,8 @@
 What arrives until then goes into that step. Launched at once, it would leave an arrival to wait for the
 rest of the step that runs and for all of the one behind it; launched late, for the rest of one.
 
-A step's end is foretold from the last ones of its size, by the shortest of them, less the time that the
-host needs for a launch. A size that has not run foretells nothing: the next step is launched at once.
+A step's end is foretold by the shortest of the last ones of its size, or of the next smaller size that has
+run, less the time that the host needs for a launch. Until one has run, the next is launched at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 _NUM_REMEMBERED = 8
-_SLACK_S = 0.0005  # for another thread to let go of the interpreter, and for steps that differ
+_SLACK_S = 0.0003  # for another thread to let go of the interpreter, and for steps that differ
 _LOOK_S = 0.001  # how long the device waits at most if a step is over long before its time
 
 
@@ -61,10 +61,15 @@ class LaunchTimer:
     def _due_s(self) -> float:
         """When to make it; a time that has passed: at once."""
         num_tokens, launched_s = self._under_way[-1]
-        run_s = self._run_s.get(_size(num_tokens))
-        if not run_s:
+        known = [size for size in self._run_s if size <= num_tokens]
+        if not known:
             return 0.0
-        return max(launched_s, self._ended_s) + min(run_s) - max(self._host_s) - _SLACK_S
+        run_s = min(self._run_s[max(known)])
+        return max(launched_s, self._ended_s) + run_s - self._launch_s() - _SLACK_S
+
+    def _launch_s(self) -> float:
+        """How long a launch takes: all but the slowest of the last few took no longer."""
+        return sorted(self._host_s)[-2:][0]
 
 
 def _last_few() -> deque[float]:
@@ -72,5 +77,6 @@ def _last_few() -> deque[float]:
 
 
 def _size(num_tokens: int) -> int:
-    """Steps of one size run for about as long."""
-    return num_tokens.bit_length()
+    """Round down to four binary digits: steps of one size run for about as long."""
+    shift = max(0, num_tokens.bit_length() - 4)
+    return num_tokens >> shift << shift

@@ -21,7 +21,7 @@ from engine.errors import SamplingError
 from engine.request import Request
 
 # The KV of fewer is copied in less time than it takes to wake who copies it.
-MIN_TOKENS_TOLD_EARLY = 512
+MIN_TOKENS_TOLD_EARLY = 256
 
 
 class ScheduledRow(NamedTuple):

@@ -3,6 +3,9 @@
 A shape is run as it is the first time, which loads what it needs; while the device works on that, it is
 captured, and replayed from then on. All graphs share one memory pool: one runs at a time. A shape for which
 memory is short is never captured.
+
+A capture takes the host 15 to 40 ms, for which every stream of the engine may stand still. So while a little
+larger shape is there, steps run as that.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -17,6 +21,11 @@ import torch
 from engine.runner.cuda.shapes import StepShape
 
 _log = logging.getLogger(__name__)
+
+# What a stand-in computes for nothing, on a large GPU and 8B parameters: up to 5 ms.
+_MAX_PADDING_TOKENS = 256
+# So often it costs about what a capture does.
+_MAX_STAND_INS = 16
 
 Captured = tuple[torch.cuda.CUDAGraph, torch.Tensor]
 
@@ -28,6 +37,7 @@ class StepGraphs:
         self._forward = forward
         self._memory = torch.cuda.graph_pool_handle()
         self._graphs: dict[StepShape, Captured | None] = {}
+        self._num_stand_ins: Counter[StepShape] = Counter()
 
     def drop(self) -> None:
         """Forget every graph: an address in them is not valid any more."""
@@ -38,6 +48,21 @@ class StepGraphs:
 
     def __contains__(self, shape: StepShape) -> bool:
         return shape in self._graphs
+
+    def stand_in(self, shape: StepShape) -> StepShape | None:
+        """Name a captured shape that serves one that is not captured; None: it is worth a capture now."""
+        if self._num_stand_ins[shape] == _MAX_STAND_INS:
+            return None
+        most = shape.num_tokens + _MAX_PADDING_TOKENS
+        ready = [
+            other
+            for other, captured in self._graphs.items()
+            if captured is not None and other.num_tokens <= most and other.serves(shape)
+        ]
+        if not ready:
+            return None
+        self._num_stand_ins[shape] += 1
+        return min(ready, key=lambda other: (other.num_tokens, other.num_wanted))
 
     def run(self, shape: StepShape) -> torch.Tensor:
         """Launch forward(shape), or the graph of it, on the current stream; returns what it returns."""

@@ -140,13 +140,13 @@ class CudaRunner:
         for index in new:
             self._sampler.assign(slots[index], rows[index].request)
         shape, asks = shape_of(rows, num_decodes), is_wanted(rows)
+        if note is not None:
+            shape = replace(shape, tells_layers=True)
         # Log-probabilities of prompts want any number of logits.
         padded = None
         if self._graphs is not None and not asks:
-            padded = self._ladder.padded(shape)
+            padded = self._captured(self._graphs, self._ladder.padded(shape))
         shape = padded or shape
-        if note is not None:
-            shape = replace(shape, tells_layers=True)
         batch = build_batch(rows, num_decodes, slots, shape)
         if note is not None:
             batch.rows["step"][0] = note
@@ -182,6 +182,15 @@ class CudaRunner:
         drawn = self._sampler.draw(logits, host_rows, parts[6:rest])
         self._state.outputs(parts[3].view(torch.int32), drawn.tokens)
         return batch, drawn, values
+
+    def _captured(self, graphs: StepGraphs, shape: StepShape | None) -> StepShape | None:
+        """The shape to run as: one that stands in as long as this one is not captured."""
+        if shape is None or shape in graphs:
+            return shape
+        stand_in = graphs.stand_in(shape)
+        if stand_in is not None and shape not in self._unprepared:
+            self._unprepared.appendleft(shape)
+        return stand_in or shape
 
     def _replay(self, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
         """Logits float32[R, V] of the tokens `wanted`, by a graph."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _MORE_WANTED = (0, 16, 64, 128)  # rows of logits in a step with chunks; the most rows of a step come last
 
@@ -29,6 +29,16 @@ class StepShape:
     has_chunks: bool
     tells_layers: bool = False
 
+    def serves(self, other: StepShape) -> bool:
+        """Whether a step of another shape can run as one of this one."""
+        return (
+            (self.has_chunks, self.tells_layers) == (other.has_chunks, other.tells_layers)
+            and self.num_rows >= other.num_rows
+            and self.num_decodes >= other.num_decodes
+            and self.num_tokens >= other.num_tokens
+            and self.num_wanted >= other.num_wanted
+        )
+
 
 class ShapeLadder:
     """The shapes of graphs.
@@ -53,7 +63,8 @@ class ShapeLadder:
         least = max(shape.num_tokens, wanted + 1)
         if least > self._tokens[-1]:
             return None
-        return self._chunk_shape(_at_least(self._tokens, least), wanted, shape.num_decodes > 0)
+        padded = self._chunk_shape(_at_least(self._tokens, least), wanted, shape.num_decodes > 0)
+        return replace(padded, tells_layers=shape.tells_layers)
 
     @property
     def first(self) -> list[StepShape]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,31 @@ def test_a_shape_is_launched_once_and_then_replayed(device: Device) -> None:
     assert results == [1, 1, 8, 1]
     assert device.done == ["launch 1", "capture 1", "replay", "launch 8", "capture 8", "replay"]
     assert SMALL in graphs
+
+
+def test_a_little_larger_shape_stands_in(device: Device) -> None:
+    graphs = StepGraphs(device.forward)
+    assert graphs.stand_in(SMALL) is None
+    graphs.run(LARGE)
+    for _ in range(16):
+        assert graphs.stand_in(SMALL) == LARGE
+    assert graphs.stand_in(SMALL) is None  # it is needed often enough for a graph of its own
+    far, telling = (StepShape(300, 300, 300, 300, has_chunks=False), replace(LARGE, tells_layers=True))
+    for other in (far, telling, replace(LARGE, has_chunks=True)):
+        graphs.run(other)
+    assert graphs.stand_in(StepShape(2, 2, 2, 2, has_chunks=False)) == LARGE
+    assert graphs.stand_in(StepShape(10, 10, 10, 10, has_chunks=False)) is None
+    assert graphs.stand_in(StepShape(100, 100, 100, 100, has_chunks=False)) == far
+
+
+def test_a_shape_without_a_graph_does_not_stand_in(device: Device) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    graphs = StepGraphs(device.forward)
+    device.during_capture = fail
+    graphs.run(LARGE)
+    assert graphs.stand_in(SMALL) is None
 
 
 def test_dropped_graphs_are_captured_anew_in_memory_of_their_own(device: Device) -> None:

@@ -114,8 +114,8 @@ def test_steps_that_get_shorter_cost_a_millisecond_once(device: Device) -> None:
     for _ in range(20):
         loop.step()
     late = device.idle_s[-20:]
-    assert max(late) <= 0.001 + HOST_S
-    assert max(late[3:]) == 0.0
+    assert sum(late) <= 0.001 + 2 * HOST_S
+    assert max(late[6:]) == 0.0
 
 
 def test_steps_that_get_longer_cost_nothing(device: Device) -> None:
@@ -137,12 +137,25 @@ def test_a_host_slower_than_its_device_waits_for_nothing(device: Device) -> None
     assert device.clock.now_s - begun_s == pytest.approx(10 * HOST_S)
 
 
-def test_a_step_of_unknown_size_is_not_waited_for(device: Device) -> None:
+def test_a_step_of_unknown_size_is_taken_for_a_smaller_one(device: Device) -> None:
     loop = loop_of(device, 5)
     for _ in range(20):
         loop.step()
     loop.scheduler.add(create_request(50, "prompt", max_tokens=4))
+    device.run_s = 0.010
     loop.step()  # launches the prompt
+    device.early_s.clear()
+    loop.step()
+    assert 0.004 < device.early_s[0] < 0.004 + HOST_S + 0.001
+
+
+def test_nothing_is_foretold_by_larger_steps(device: Device) -> None:
+    loop = loop_of(device, 33)
+    for _ in range(20):
+        loop.step()
+    for index in range(32):
+        loop.scheduler.cancel(f"r{index}")
+    loop.step()
     device.early_s.clear()
     loop.step()
     assert device.early_s[0] > device.run_s - 0.0001
