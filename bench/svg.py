@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 20, 48
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 32, 48
+_GAP = "\u2003"  # an em wide
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 
 
@@ -55,16 +56,15 @@ def line_chart(curves: Sequence[Curve], x_title: str, y_title: str, y_max: float
         f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">'
         f"{html.escape(y_title)}</text>"
     )
+    names = []
     for number, curve in enumerate(curves):
         colour = COLOURS[number % len(COLOURS)]
         places = [at(x, y) for x, y in curve.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-        y = TOP + 14 + 16 * number
-        parts.append(
-            f'<text x="{WIDTH - RIGHT - 8}" y="{y}" text-anchor="end" fill="{colour}">{curve.name}</text>'
-        )
+        names.append(f'<tspan fill="{colour}">{html.escape(curve.name)}</tspan>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{TOP - 14}" text-anchor="end">{_GAP.join(names)}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 

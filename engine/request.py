@@ -11,7 +11,7 @@ draws counts as done already; only which token it draws is not known yet.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -83,7 +83,8 @@ class Request:
 
     Attributes:
         request_id: opaque, unique in this engine.
-        token_ids: prompt and output.
+        token_ids: prompt and output. An array rather than a list where there are many requests: a list is
+            walked through by the collector, token by token.
         num_prompt_tokens: leading tokens that are the prompt (the rest count for output penalties,
             max_tokens and min_tokens; a resumed request arrives with some output already).
         sampling: how tokens are drawn.
@@ -111,7 +112,7 @@ class Request:
     """
 
     request_id: str
-    token_ids: list[int]
+    token_ids: MutableSequence[int]
     num_prompt_tokens: int
     sampling: SamplingParams
     priority: int = 0

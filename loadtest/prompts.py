@@ -10,7 +10,7 @@ from loadtest.errors import TraceError
 from loadtest.plan import Request
 from loadtest.scenario import Scenario
 
-Prompt = list[int] | str
+Prompt = tuple[int, ...] | str
 
 _BLOCK, _TAIL, _TEXT = 4, 5, 6  # streams of draws
 _MOST_CORPUS_BYTES = 64 << 20
@@ -38,8 +38,7 @@ class Prompts:
         named = sum(map(len, blocks))
         if named < request.input_tokens:
             blocks.append(self._ids(_TAIL, request.stream, request.input_tokens - named))
-        ids: list[int] = np.concatenate(blocks)[: request.input_tokens].tolist()
-        return ids
+        return tuple(np.concatenate(blocks)[: request.input_tokens].tolist())
 
     def _ids(self, stream: int, key: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         scenario = self._scenario

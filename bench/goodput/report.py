@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bench.goodput.curve import Goodput, goodput
+from bench.goodput.point import Point
 from bench.goodput.results import Results
 from loadtest.measures import Targets
 
@@ -57,16 +58,14 @@ def table_rows(results: Results, load: str, targets: Sequence[str]) -> list[list
                     str(point.requests),
                     *(_share(point.share(name), point.bounds(name)) for name in targets),
                     f"{point.ms('ttft', 'p50'):.0f} / {point.ms('ttft', 'p99'):.0f}",
-                    f"{point.ms('tpot', 'p50'):.1f} / {point.ms('tpot', 'p99'):.1f}",
-                    f"{point.ms('worst_gap', 'p50'):.1f} / {point.ms('worst_gap', 'p99'):.1f}",
-                    f"{point.ms('first_gap', 'p50'):.1f} / {point.ms('first_gap', 'p99'):.1f}",
-                    f"{point.ms('exposed', 'p50'):.1f} / {point.ms('exposed', 'p99'):.1f}",
+                    *(_pair(point, name) for name in ("tpot", "worst_gap", "first_gap", "exposed")),
                     f"{point.output_rate:.0f}",
                     f"{point.refused} / {point.given_up}",
                     str(point.failed),
                     f"{point.agreement.equal} of {point.agreement.asked}",
                     str(point.blocks_left),
                     f"{100 * gateway:.0f} %",
+                    _commit(results, point),
                 ]
             )
     return rows
@@ -87,7 +86,7 @@ def head(targets: Sequence[str]) -> list[str]:
             "refused / given up",
             "failed",
         ),
-        *("answers equal", "blocks left", "gateway, of a core"),
+        *("answers equal", "blocks left", "gateway, of a core", "commit"),
     ]
 
 
@@ -121,6 +120,17 @@ def markdown(
         for text in point.warnings
     ]
     return "\n".join([*parts, *(f"warning: {note}" for note in notes)])
+
+
+def _pair(point: Point, name: str) -> str:
+    # Results of an earlier version may not have it.
+    known = name in point.latencies
+    return f"{point.ms(name, 'p50'):.1f} / {point.ms(name, 'p99'):.1f}" if known else "–"
+
+
+def _commit(results: Results, point: Point) -> str:
+    environment = results.runs[point.run].get("environment")
+    return str(environment.get("commit", "–")) if isinstance(environment, dict) else "–"
 
 
 def _share(share: float, bounds: tuple[float, float]) -> str:

@@ -132,7 +132,7 @@ class Reservations:
             raise BatonError(
                 ErrorReason.RESERVATION_GONE, f"target.epoch: {reservation.epoch} superseded {epoch}"
             )
-        if reservation.request.token_ids != list(token_ids):
+        if list(reservation.request.token_ids) != list(token_ids):
             raise invalid("token_ids", "are not those that were reserved for")
         if not reservation.advance(Phase.RESERVED, Phase.COMPUTING, epoch):
             raise _gone()

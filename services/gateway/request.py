@@ -62,7 +62,7 @@ class Request:
     Attributes:
         request_id: the client's, or minted; in logs.
         key: unique among all requests of all gateways; workers' ids are made from it.
-        token_ids: the prompt.
+        token_ids: the prompt; a tuple, since the collector walks through every list.
         prompt_text: its text, template included; None: it came as ids.
         shown_tokens: control tokens whose text the answer shows.
         sampling: as workers get it: max_tokens and seed set.
@@ -76,7 +76,7 @@ class Request:
 
     request_id: str
     key: str
-    token_ids: Sequence[int]
+    token_ids: tuple[int, ...]
     prompt_text: str | None
     shown_tokens: Set[int]
     sampling: SamplingParams
@@ -181,7 +181,7 @@ async def prepare(
     return Request(
         request_id=request_id or key,
         key=key,
-        token_ids=token_ids,
+        token_ids=tuple(token_ids),
         prompt_text=prompt_text,
         shown_tokens=shown_tokens,
         sampling=for_workers(sampling, max_tokens, grammar),

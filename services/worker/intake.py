@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 
 from baton.v1 import decode_pb2, prefill_pb2, sampling_pb2
 from engine.errors import InvalidRequestError
@@ -53,7 +54,7 @@ def engine_request(
         raise invalid("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, got {message.priority}")
     return Request(
         request_id=engine_id,
-        token_ids=list(message.token_ids),
+        token_ids=array("I", message.token_ids),
         num_prompt_tokens=message.num_prompt_tokens,
         sampling=sampling_params(message.sampling),
         priority=message.priority,

@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 
 # What a stand-in computes for nothing, on a large GPU and 8B parameters: up to 5 ms.
 _MAX_PADDING_TOKENS = 256
-# So often it costs about what a capture does.
-_MAX_STAND_INS = 16
+# Then it is common enough for a pause; a busy engine is never idle.
+MAX_STAND_INS = 256
 
 Captured = tuple[torch.cuda.CUDAGraph, torch.Tensor]
 
@@ -51,7 +51,7 @@ class StepGraphs:
 
     def stand_in(self, shape: StepShape) -> StepShape | None:
         """Name a captured shape that serves one that is not captured; None: it is worth a capture now."""
-        if self._num_stand_ins[shape] == _MAX_STAND_INS:
+        if self._num_stand_ins[shape] == MAX_STAND_INS:
             return None
         most = shape.num_tokens + _MAX_PADDING_TOKENS
         ready = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from weakref import ref
 
 import grpc
 
@@ -29,7 +30,7 @@ from services.gateway.http.params import show_tools
 from services.gateway.http.tools import ToolUse
 from services.gateway.request import ChatInput, Input, TextInput, TokenInput, prepare, tokenize
 from services.gateway.rpc.chat import MessageEvents, request_tools, template_variables, turns
-from services.gateway.session.session import Event
+from services.gateway.session.session import Event, Session
 from services.gateway.text.chat_template import Json
 
 
@@ -75,8 +76,9 @@ class InferenceServicer(InferenceServiceServicer):
         if parser is not None and not parser.is_plain:
             parts = MessageEvents(parser, 1 if request.tool_choice.single else None)
         (session,) = generator.start([prepared])
-        # A client that leaves while a message is being written does not wake this coroutine.
-        context.add_done_callback(lambda _context: session.close())  # type: ignore[arg-type]
+        # A client that leaves while a message is being written does not wake this coroutine. gRPC's context
+        # stays until the collector comes; the session need not.
+        context.add_done_callback(_Closing(session))  # type: ignore[arg-type]
         try:
             async with aclosing(session.events()) as events:
                 async for event in events:
@@ -130,6 +132,18 @@ class InferenceServicer(InferenceServiceServicer):
         self._generator.callers.identify_call(context)
         self._generator.model.check_name(request.model)
         return DetokenizeResponse(text=self._generator.model.detokenize(request.token_ids, "token_ids"))
+
+
+class _Closing:
+    """Closes a session if it is still there."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = ref(session)
+
+    def __call__(self, _context: object) -> None:
+        session = self._session()
+        if session is not None:
+            session.close()
 
 
 def _asked(request: GenerateRequest) -> Constraint | None:

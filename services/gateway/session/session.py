@@ -74,8 +74,8 @@ class Session:
         self._metrics = metrics
         self._trace = trace
         self._reason = ""
-        self._answer = Answer(request, model.tokenizer)
-        self._trace.count_by(lambda: len(self._answer.token_ids))
+        answer = self._answer = Answer(request, model.tokenizer)
+        trace.count_by(lambda: len(answer.token_ids))  # not of self: the trace belongs to it
         self._admitted = time.monotonic()
         self._attempt: Attempt | None = None
         self._cached_tokens: int | None = None
@@ -128,7 +128,7 @@ class Session:
                     self._recovery,
                     request,
                     self._trace,
-                    [*request.token_ids, *answer.token_ids],
+                    request.token_ids + tuple(answer.token_ids),
                     number,
                     bool(answer.token_ids or self._prompt_logprobs),
                     take_now,

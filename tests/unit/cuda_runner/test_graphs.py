@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.runner.cuda.graphs import StepGraphs
+from engine.runner.cuda.graphs import MAX_STAND_INS, StepGraphs
 from engine.runner.cuda.shapes import StepShape
 
 SMALL, LARGE = (StepShape(size, size, size, size, has_chunks=False) for size in (1, 8))
@@ -68,7 +68,7 @@ def test_a_little_larger_shape_stands_in(device: Device) -> None:
     graphs = StepGraphs(device.forward)
     assert graphs.stand_in(SMALL) is None
     graphs.run(LARGE)
-    for _ in range(16):
+    for _ in range(MAX_STAND_INS):
         assert graphs.stand_in(SMALL) == LARGE
     assert graphs.stand_in(SMALL) is None  # it is needed often enough for a graph of its own
     far, telling = (StepShape(300, 300, 300, 300, has_chunks=False), replace(LARGE, tells_layers=True))

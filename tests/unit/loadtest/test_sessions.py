@@ -44,12 +44,12 @@ def test_each_prompt_goes_on_from_the_one_before_and_its_answer() -> None:
             new = after.input_tokens - before.input_tokens - before.output_tokens
             assert 5 <= new <= 40
             whole = prompts.prompt(after)
-            assert isinstance(whole, list)
+            assert isinstance(whole, tuple)
             assert len(whole) == after.input_tokens
             assert whole[: before.input_tokens] == prompts.prompt(before)
     assert len(seen) == 12, "every turn is a prompt of its own"
     starts = [prompts.prompt(plan.request(4 * number)) for number in range(3)]
-    assert len({tuple(one[:5]) for one in starts}) == 3
+    assert len({one[:5] for one in starts}) == 3
 
 
 def test_only_first_turns_have_planned_times_and_long_sessions_end() -> None:

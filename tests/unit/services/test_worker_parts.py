@@ -59,7 +59,7 @@ def test_a_request_is_made_of_its_message() -> None:
         request_id="r", token_ids=[1, 2, 3], num_prompt_tokens=2, priority=-5, cache_salt="s"
     )
     request = engine_request(message, "e", hold_blocks=True, max_new_tokens=1)
-    assert (request.request_id, request.token_ids, request.num_output_tokens) == ("e", [1, 2, 3], 1)
+    assert (request.request_id, list(request.token_ids), request.num_output_tokens) == ("e", [1, 2, 3], 1)
     assert (request.priority, request.cache_salt, request.hold_blocks) == (-5, "s", True)
 
 
