@@ -10,70 +10,85 @@ run, less the time that the host needs for a launch. Until one has run, the next
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable
 
 _NUM_REMEMBERED = 8
-_SLACK_S = 0.0003  # for another thread to let go of the interpreter, and for steps that differ
-_LOOK_S = 0.001  # how long the device waits at most if a step is over long before its time
+_SLACK_S = 0.0003  # for steps that differ
+_LOOK_S = 0.001  # a step that is over long before its time is noticed so soon
 
 
 class LaunchTimer:
-    """Follows the steps of one engine; at most two are under way. Times are time.monotonic's."""
+    """Follows the steps of one engine, of which at most two are under way. Times are time.monotonic's."""
 
     def __init__(self) -> None:
-        self._run_s: defaultdict[int, deque[float]] = defaultdict(_last_few)
-        self._host_s = _last_few()
-        self._under_way: deque[tuple[int, float]] = deque()
+        # The last few: of the device by size; of the host, from when it was time to the end of the launch.
+        self._run_s: dict[int, tuple[float, ...]] = {}
+        self._host_s: tuple[float, ...] = ()
         self._begun_s = self._ended_s = 0.0
+        self._over_s: float | None = None
 
-    def begun(self) -> None:
-        """Note that the host begins to make a step."""
-        self._begun_s = time.monotonic()
+    def begun(self, *, after_wait: bool) -> None:
+        """Note that the host begins to make a step; after a wait, it began when it was time."""
+        if not after_wait:
+            self._begun_s = time.monotonic()
 
-    def launched(self, num_tokens: int) -> None:
-        """Note that it is on the device, and of so many tokens."""
+    def launched(self) -> float:
+        """Note that the step is on the device; returns the time."""
         now = time.monotonic()
-        self._host_s.append(now - self._begun_s)
-        self._under_way.append((num_tokens, now))
+        self._host_s = _remember(self._host_s, now - self._begun_s)
+        return now
 
-    def ended(self) -> None:
-        """Note that the host knows the results of the oldest step under way."""
-        now = time.monotonic()
-        num_tokens, launched_s = self._under_way.popleft()
-        self._run_s[_size(num_tokens)].append(now - max(launched_s, self._ended_s))
-        self._ended_s = now
+    def ended(self, num_tokens: int, launched_s: float, *, was_over: bool) -> None:
+        """Note that the host knows the results of the oldest step under way.
+
+        Args:
+            was_over: the host came late, so the step took no longer than it seems.
+        """
+        now = time.monotonic() if self._over_s is None else self._over_s
+        run_s = now - max(launched_s, self._ended_s)
+        size = _size(num_tokens)
+        known = self._run_s.get(size, ())
+        if was_over and known:
+            # Else a delay would be taken for a longer step, and the next launch would be later still.
+            run_s = min(run_s, *known)
+        self._run_s[size] = _remember(known, run_s)
+        self._ended_s, self._over_s = now, None
 
     def dropped(self) -> None:
-        """Note that the oldest step under way failed."""
-        self._under_way.popleft()
+        """Note that the oldest step under way failed, and nothing of it runs."""
+        self._ended_s, self._over_s = time.monotonic(), None
 
-    def wait(self, is_over: Callable[[], bool]) -> None:
+    def wait(self, num_tokens: int, launched_s: float, is_over: Callable[[], bool]) -> None:
         """Return when it is time to make the step behind the newest one.
 
         Args:
-            is_over: whether the device is done with the newest one.
+            num_tokens, launched_s, is_over: of the newest one.
         """
-        due_s = self._due_s()
-        while (left_s := due_s - time.monotonic()) > 0 and not is_over():
-            time.sleep(min(left_s, _LOOK_S))
+        now = time.monotonic()
+        # From a time that had passed before, no delay of the host's is to be learnt.
+        due_s = max(now, self._due_s(num_tokens, launched_s))
+        try:
+            while now < due_s:
+                if is_over():
+                    self._over_s = due_s = now
+                    break
+                time.sleep(min(due_s - now, _LOOK_S))
+                now = time.monotonic()
+        finally:
+            self._begun_s = min(due_s, now)
 
-    def _due_s(self) -> float:
+    def _due_s(self, num_tokens: int, launched_s: float) -> float:
         """When to make it; a time that has passed: at once."""
-        num_tokens, launched_s = self._under_way[-1]
         known = [size for size in self._run_s if size <= num_tokens]
         if not known:
             return 0.0
-        run_s = min(self._run_s[max(known)])
-        return max(launched_s, self._ended_s) + run_s - self._launch_s() - _SLACK_S
-
-    def _launch_s(self) -> float:
-        """How long a launch takes: all but the slowest of the last few took no longer."""
-        return sorted(self._host_s)[-2:][0]
+        # All but the slowest of the last launches took no longer.
+        host_s = sorted(self._host_s)[-2:][0]
+        return max(launched_s, self._ended_s) + min(self._run_s[max(known)]) - host_s - _SLACK_S
 
 
-def _last_few() -> deque[float]:
-    return deque(maxlen=_NUM_REMEMBERED)
+def _remember(figures: tuple[float, ...], figure: float) -> tuple[float, ...]:
+    return (*figures[1 - _NUM_REMEMBERED :], figure)
 
 
 def _size(num_tokens: int) -> int:

@@ -26,10 +26,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A step on the device."""
+    """A step on the device.
+
+    Attributes:
+        num_tokens: of the step.
+        launched_s: when, by the launch timer.
+    """
 
     output: SchedulerOutput
     pending: PendingStep
+    num_tokens: int
+    launched_s: float
 
 
 class EngineLoop:
@@ -67,7 +74,7 @@ class EngineLoop:
         Returns:
             False: there was nothing to run, and will not be before another command.
         """
-        self._timer.begun()
+        self._timer.begun(after_wait=self._waits and bool(self._launched))
         output = self.scheduler.schedule()
         # Grants and cached blocks are of use while the step runs, so they do not wait for its end.
         self.publish(output.step, ends=output.is_empty)
@@ -80,14 +87,14 @@ class EngineLoop:
         while len(self._launched) > self._max_behind:
             self._finish_oldest()
         if self._waits and self._launched:
-            self._wait_for_more(self._launched[-1].pending)
+            self._wait_for_more(self._launched[-1])
         return True
 
-    def _wait_for_more(self, pending: PendingStep) -> None:
+    def _wait_for_more(self, newest: _Launched) -> None:
         """Let more arrive before the step behind this one is made."""
         # What went wrong on the device is said by the step's own wait.
         with contextlib.suppress(Exception):
-            self._timer.wait(pending.is_over)
+            self._timer.wait(newest.num_tokens, newest.launched_s, newest.pending.is_over)
 
     def prepare(self) -> bool:
         """Use the time in which nothing runs; False: there is nothing to prepare."""
@@ -106,8 +113,7 @@ class EngineLoop:
                 self._finish_oldest()
             self._abandon(output, error)
             return
-        self._launched.append(_Launched(output, pending))
-        self._timer.launched(output.num_tokens)
+        self._launched.append(_Launched(output, pending, output.num_tokens, self._timer.launched()))
         if pending.layers:
             self.scheduler.follow(output, pending.layers)
             self.publish(output.step, ends=False)
@@ -117,13 +123,14 @@ class EngineLoop:
         launched = self._launched.popleft()
         output = launched.output
         try:
+            was_over = launched.pending.is_over()
             result = launched.pending.wait()
             _check_complete(output, result)
         except Exception as error:
             self._timer.dropped()
             self._abandon(output, error)
             return
-        self._timer.ended()
+        self._timer.ended(launched.num_tokens, launched.launched_s, was_over=was_over)
         self.scheduler.commit(output, result)
         self.publish(output.step)
 

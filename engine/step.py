@@ -191,7 +191,7 @@ class Runner(Protocol):
         ...
 
     def prepare(self) -> bool:
-        """Do some milliseconds of work that a later step would have to wait for; called while no step runs.
+        """Do 10 to 50 ms of work that a later step would have to wait for; called while no step runs.
 
         Returns:
             Whether there is more to do.

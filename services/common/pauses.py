@@ -10,7 +10,7 @@ _SWITCH_S = 0.0005
 
 
 def keep_pauses_short() -> None:
-    """Call once everything is loaded, before the first request.
+    """Call as soon as everything is loaded: it takes some 100 ms itself.
 
     A full collection looks at every object that there is: with torch loaded 80 to 100 ms, in which each
     stream stands still. What was made until now stays, so it is not looked at again.

@@ -4,7 +4,7 @@ A shape is run as it is the first time, which loads what it needs; while the dev
 captured, and replayed from then on. All graphs share one memory pool: one runs at a time. A shape for which
 memory is short is never captured.
 
-A capture takes the host 15 to 40 ms, for which every stream of the engine may stand still. So while a little
+A capture takes the host 15 to 45 ms, for which every stream of the engine may stand still. So while a little
 larger shape is there, steps run as that.
 """
 
@@ -42,6 +42,7 @@ class StepGraphs:
     def drop(self) -> None:
         """Forget every graph: an address in them is not valid any more."""
         self._graphs.clear()
+        self._num_stand_ins.clear()
         # A pool without graphs is not used again; its memory is given back here.
         self._memory = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()

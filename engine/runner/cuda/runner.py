@@ -99,6 +99,8 @@ class CudaRunner:
         if shape not in self._graphs:
             with torch.cuda.stream(self._stream):
                 nothing = build_batch((), 0, (), shape)
+                if shape.tells_layers:
+                    nothing.rows["step"][0] = self._marks.begin()
                 self._staging.send((nothing.rows, nothing.tokens, nothing.wanted))
                 self._graphs.run(shape)
         return bool(self._unprepared)

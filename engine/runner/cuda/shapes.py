@@ -57,6 +57,7 @@ class ShapeLadder:
     def padded(self, shape: StepShape) -> StepShape | None:
         """The smallest shape that holds a step; None: there is none."""
         if not shape.has_chunks:
+            assert not shape.tells_layers, "a prompt's end of many tokens is a chunk"
             return _decode_shape(_at_least(self._decodes, shape.num_rows))
         wanted = _at_least(self._wanted, shape.num_wanted)
         # One token more than logits, so that those are always a selection.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 
@@ -164,3 +165,34 @@ def test_which_rows_attention_decode_serves() -> None:
     ordered, count = decodes_first(rows, prompts_apart=True)
     assert [row.start for row in ordered] == [5, 7, 3, 4]
     assert count == 1
+
+
+def test_a_shape_serves_steps_that_it_has_room_for() -> None:
+    crowded = StepShape(257, 256, 512, 256, has_chunks=True)
+    for other in (
+        StepShape(257, 256, 512, 16, has_chunks=True),
+        StepShape(257, 0, 480, 16, has_chunks=True),
+        StepShape(257, 64, 64, 0, has_chunks=True),
+    ):
+        assert crowded.serves(other)
+        assert not other.serves(crowded)
+    for other in (
+        replace(crowded, tells_layers=True),
+        replace(crowded, num_tokens=513),
+        replace(crowded, num_wanted=257),
+        replace(crowded, num_rows=258),
+        StepShape(8, 8, 8, 8, has_chunks=False),
+    ):
+        assert not crowded.serves(other)
+    without_decodes = replace(crowded, num_decodes=0)
+    assert not without_decodes.serves(crowded)
+
+
+def test_steps_that_tell_of_layers_have_shapes_of_their_own() -> None:
+    ladder = ShapeLadder(256, 2048)
+    asked = StepShape(3, 1, 500, 2, has_chunks=True, tells_layers=True)
+    padded = ladder.padded(asked)
+    assert padded is not None
+    assert padded.tells_layers
+    assert padded.serves(asked)
+    assert ladder.padded(replace(asked, tells_layers=False)) == replace(padded, tells_layers=False)
