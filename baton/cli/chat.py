@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from types import FrameType
 
 from baton.cli.generate import sampling_options
 from baton.cli.options import Options, open_client
@@ -64,10 +66,29 @@ def _read_line() -> str | None:
 def _print_answer(events: Generator[Event, None, None]) -> str:
     """Print an answer as it comes; return what came of it, also when Ctrl-C stopped it."""
     parts: list[str] = []
-    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(events):
+    with contextlib.suppress(KeyboardInterrupt), _ctrl_c() as has_come, contextlib.closing(events):
         for event in events:
+            if has_come():
+                break
             if isinstance(event, Delta):
                 parts.append(event.text)
                 print(event.text, end="", flush=True)
     print(flush=True)
     return "".join(parts)
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Generator[Callable[[], bool], None, None]:
+    """Say whether Ctrl-C has come; its KeyboardInterrupt is lost if a destructor or a callback runs."""
+    has_come = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal has_come
+        has_come = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: has_come
+    finally:
+        signal.signal(signal.SIGINT, before)
