@@ -165,11 +165,14 @@ def test_graphs_are_captured_anew_when_an_address_in_them_is_gone(directory: Pat
         assert len(runner.runner._graphs._graphs) == 1
 
 
-def test_graphs_follow_steps_that_mix(directory: Path) -> None:
+@pytest.mark.parametrize("prepared", [False, True], ids=["as they come", "after idle time"])
+def test_graphs_follow_steps_that_mix(directory: Path, prepared: bool) -> None:
     """Prompts come in chunks of all lengths while others decode, as with no graph at all."""
-    answers, steps = [], 0
+    answers, steps, stand_ins = [], 0, 0
     for graphs in (True, False):
         runner = Runner(directory, graphs=graphs)
+        while prepared and runner.runner.prepare():
+            pass
         torch.manual_seed(5)
         draw = random.Random(5)
         waiting = [runner.request(random_tokens(draw.randint(1, 180)), f"m{n}", blocks=16) for n in range(60)]
@@ -201,7 +204,10 @@ def test_graphs_follow_steps_that_mix(directory: Path) -> None:
         assert not runner.pool.blocks[runner._next_block :].isfinite().any(), "a block of nobody was written"
         answers.append({r.request_id: r.token_ids[lengths[r.request_id] :] for r in running})
         assert set(map(len, answers[-1].values())) == {8}
+        if runner.runner._graphs is not None:
+            stand_ins = sum(runner.runner._graphs._num_stand_ins.values())
     assert steps > 60
+    assert not prepared or stand_ins > 20, "larger shapes stood in for those that had not come yet"
     differing = sum(answers[0][name] != answers[1][name] for name in answers[0])
     assert differing <= 6, "more than near-ties in products of other sizes can explain"
 
