@@ -206,6 +206,7 @@ class _TracedStep:
         self._trace = trace
         self._pending = pending
         self.layers = pending.layers
+        self.is_over = pending.is_over
 
     def wait(self) -> StepResult:
         return self._trace.timed_wait(self._pending)

@@ -158,7 +158,7 @@ def check_hand_offs(load: Scenario, done: Run) -> None:
     for record in done.records:
         if record.outcome is Outcome.OK:
             prompt = prompts.prompt(plan.request(record.index))
-            assert isinstance(prompt, list)
+            assert isinstance(prompt, tuple)
             assert record.answer == expected(prompt, 8)
             assert (record.prefill_worker, record.decode_worker) == ("p0", "d0")
             assert record.queue_s is not None
