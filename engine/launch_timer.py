@@ -27,10 +27,9 @@ class LaunchTimer:
         self._begun_s = self._ended_s = 0.0
         self._over_s: float | None = None
 
-    def begun(self, *, after_wait: bool) -> None:
-        """Note that the host begins to make a step; after a wait, it began when it was time."""
-        if not after_wait:
-            self._begun_s = time.monotonic()
+    def begun(self) -> None:
+        """Note that the host begins to make a step without a wait; after one, it began when it was time."""
+        self._begun_s = time.monotonic()
 
     def launched(self) -> float:
         """Note that the step is on the device; returns the time."""

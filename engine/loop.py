@@ -74,7 +74,8 @@ class EngineLoop:
         Returns:
             False: there was nothing to run, and will not be before another command.
         """
-        self._timer.begun(after_wait=self._waits and bool(self._launched))
+        if not self._launched:
+            self._timer.begun()
         output = self.scheduler.schedule()
         # Grants and cached blocks are of use while the step runs, so they do not wait for its end.
         self.publish(output.step, ends=output.is_empty)
@@ -130,7 +131,8 @@ class EngineLoop:
             self._timer.dropped()
             self._abandon(output, error)
             return
-        self._timer.ended(launched.num_tokens, launched.launched_s, was_over=was_over)
+        if self._waits:
+            self._timer.ended(launched.num_tokens, launched.launched_s, was_over=was_over)
         self.scheduler.commit(output, result)
         self.publish(output.step)
 

@@ -81,6 +81,13 @@ class Point:
         """Return a latency in milliseconds; 0 if there was none."""
         return 1000 * (self.latencies[name][level] or 0.0)
 
+    def pair(self, name: str, digits: int = 1) -> str:
+        """Return the median and the 99th percentile of a latency in milliseconds, for people."""
+        # Results of an earlier version may not have it.
+        if name not in self.latencies:
+            return "–"
+        return f"{self.ms(name, 'p50'):.{digits}f} / {self.ms(name, 'p99'):.{digits}f}"
+
     def wrong(self, *, exact: bool) -> list[str]:
         """Return what must not be, in words.
 

@@ -57,8 +57,8 @@ def table_rows(results: Results, load: str, targets: Sequence[str]) -> list[list
                     f"{point.rate:g}",
                     str(point.requests),
                     *(_share(point.share(name), point.bounds(name)) for name in targets),
-                    f"{point.ms('ttft', 'p50'):.0f} / {point.ms('ttft', 'p99'):.0f}",
-                    *(_pair(point, name) for name in ("tpot", "worst_gap", "first_gap", "exposed")),
+                    point.pair("ttft", 0),
+                    *(point.pair(name) for name in ("tpot", "worst_gap", "first_gap", "exposed")),
                     f"{point.output_rate:.0f}",
                     f"{point.refused} / {point.given_up}",
                     str(point.failed),
@@ -120,12 +120,6 @@ def markdown(
         for text in point.warnings
     ]
     return "\n".join([*parts, *(f"warning: {note}" for note in notes)])
-
-
-def _pair(point: Point, name: str) -> str:
-    # Results of an earlier version may not have it.
-    known = name in point.latencies
-    return f"{point.ms(name, 'p50'):.1f} / {point.ms(name, 'p99'):.1f}" if known else "–"
 
 
 def _commit(results: Results, point: Point) -> str:

@@ -135,10 +135,8 @@ class Session:
         shares = ", ".join(f"{100 * point.share(name):.1f} % within {name}" for name in self.targets)
         self.say(
             f"{point.topology} {point.load} at {point.rate:g}: {shares}; "
-            f"TTFT {point.ms('ttft', 'p50'):.0f} / {point.ms('ttft', 'p99'):.0f}, "
-            f"TPOT {point.ms('tpot', 'p50'):.1f} / {point.ms('tpot', 'p99'):.1f}, "
-            f"worst gap {point.ms('worst_gap', 'p50'):.1f} / {point.ms('worst_gap', 'p99'):.1f}, "
-            f"first gap {point.ms('first_gap', 'p50'):.1f} / {point.ms('first_gap', 'p99'):.1f} ms; "
+            f"TTFT {point.pair('ttft', 0)}, TPOT {point.pair('tpot')}, "
+            f"worst gap {point.pair('worst_gap')}, first gap {point.pair('first_gap')} ms; "
             f"{point.requests} requests, {point.failed} failed, "
             f"{point.refused} refused, {point.given_up} given up; "
             f"{point.agreement.equal} of {point.agreement.asked} answers as alone; {point.wall_s:.0f} s"

@@ -101,7 +101,7 @@ class Request:
 
 async def tokenize(
     model: ServedModel, source: Input, *, add_special_tokens: bool | None = None
-) -> tuple[list[int], str | None]:
+) -> tuple[tuple[int, ...], str | None]:
     """Return the prompt's ids, and its text unless it came as ids.
 
     Args:
@@ -109,6 +109,7 @@ async def tokenize(
     Raises:
         BatonError: INVALID_ARGUMENT: empty, not valid UTF-8, or refused by the template.
     """
+    ids: Sequence[int] = ()
     text: str | None = None
     is_plain = isinstance(source, TextInput)
     match source:
@@ -121,14 +122,14 @@ async def tokenize(
                 source.messages, tools=source.tools, variables=source.variables, field=source.field
             )
         case TokenInput():
-            ids = list(source.token_ids)
+            ids = source.token_ids
     if text is not None:
         _check_utf8(source.field, text)
         special = is_plain if add_special_tokens is None else add_special_tokens
         ids = await model.tokenizer.encode_async(text, add_special_tokens=special)
     if not ids or (is_plain and not text):
         raise bad_field(source.field, "the prompt is empty; at least one token is needed")
-    return ids, text
+    return tuple(ids), text
 
 
 async def prepare(
@@ -181,7 +182,7 @@ async def prepare(
     return Request(
         request_id=request_id or key,
         key=key,
-        token_ids=tuple(token_ids),
+        token_ids=token_ids,
         prompt_text=prompt_text,
         shown_tokens=shown_tokens,
         sampling=for_workers(sampling, max_tokens, grammar),
